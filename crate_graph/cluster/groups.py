@@ -1,0 +1,64 @@
+"""The process group: joined once at the start of a run, left at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from crate_graph.cluster.ranks import Ranks
+from crate_graph.errors import UserError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_group(ranks: Ranks, *, timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
+    """Join the default process group for the length of the block, also when this process is alone.
+
+    A process that ends without leaving the group may abort at exit, and a finished run would look like a failed one.
+    """
+    device = ranks.device
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if ranks.world == 1 else {}
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed refuses to start without it
+    dist.init_process_group(backend, timeout=timeout, **alone)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def from_main(ranks: Ranks, value: T) -> T:
+    """The main process's `value`, on every process."""
+    if ranks.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def agree(ranks: Ranks) -> Iterator[None]:
+    """Where one process meets a user's mistake in the block, all raise it, so that none waits for one that is gone.
+
+    The block itself must not communicate.
+    """
+    mistake: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        mistake = error
+    if ranks.world > 1:
+        mistakes: list[UserError | None] = [None] * ranks.world
+        dist.all_gather_object(mistakes, mistake)
+        mistake = mistake or next((m for m in mistakes if m is not None), None)
+    if mistake is not None:
+        raise mistake

@@ -1,0 +1,221 @@
+"""The recipe: every setting of a run, with its type, its default and its allowed values.
+
+A class below is one section of the YAML file. Checks that need only the recipe live here; checks that need the number
+of processes live in `Batch.resolve`, because the same recipe runs on one process or on many.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crate_graph.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Task(Section):
+    """What is learned: the loss and the metrics."""
+
+    kind: Literal["classification"] = "classification"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Model(Section):
+    """A name in timm's registry (CRATE's names are there too) and the arguments of its constructor."""
+
+    name: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    init_from: str | None = None  # weights to start from: a checkpoint, an exported folder, a .safetensors file
+
+
+class TrainTransform(Section):
+    """Random view of a training image. `size` is the side of the square that the model sees."""
+
+    size: Positive = 224
+    crop: Literal["random_resized", "pad_and_crop", "center", "none"] = "random_resized"
+    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop over the area of the image
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: Natural = 4  # only for pad_and_crop
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    horizontal_flip: Fraction = 0.5
+    rand_augment: str | None = None  # timm's notation, for instance "rand-m9-n2-mstd0.5"
+    random_erasing: Fraction = 0.0
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0  # alpha of the Beta distribution; 0 is off
+    cutmix: Annotated[float, Field(ge=0.0)] = 0.0
+    mixup_switch: Fraction = 0.5  # chance of cutmix where both are on
+
+
+class EvalTransform(Section):
+    """Fixed view of an evaluation image: shorter side to `resize`, then the central square of `size`."""
+
+    size: Positive = 224
+    resize: Positive | None = 256  # null: resize straight to (size, size)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class Data(Section):
+    """Where the shards are and how the planned stream deals them."""
+
+    dataset: str  # a shipped name, a folder that holds dataset.yaml, or the file itself
+    root: str | None = None  # folder of the shards; default: beside dataset.yaml
+    train_split: str = "train"
+    eval_split: str = "test"
+    slots: Positive = 64  # virtual readers; fixes the sequence of global batches
+    shuffle_block: Positive = 1024  # samples that are shuffled together inside a slot
+    workers: Natural = 2  # loader processes per rank; 0 reads in the training process
+    prefetch: Positive = 2  # batches that each worker keeps ready
+    damaged_budget: Fraction = 0.001  # share of the training samples that may be damaged before the run stops
+    train_transform: TrainTransform = TrainTransform()
+    eval_transform: EvalTransform = EvalTransform()
+
+
+class Batch(Section):
+    """micro_batch x accumulation x world size = global_batch."""
+
+    global_batch: Positive = 256
+    micro_batch: Positive | None = None  # samples of one forward pass on one process; null: no accumulation
+
+    def resolve(self, world: int) -> tuple[int, int]:
+        """(micro batch, accumulation) on `world` processes.
+
+        Raises:
+            UserError: the product cannot be met exactly.
+        """
+        if self.global_batch % world:
+            raise UserError(
+                f"batch.global_batch={self.global_batch} does not divide among {world} processes; "
+                f"choose a multiple of {world}, or another number of processes"
+            )
+        share = self.global_batch // world
+        micro = self.micro_batch or share
+        if share % micro:
+            raise UserError(
+                f"batch.global_batch={self.global_batch} gives each of {world} processes {share} samples, which is not a "
+                f"multiple of batch.micro_batch={micro}; choose a micro_batch that divides {share}"
+            )
+        return micro, share // micro
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "lion"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    decay: Literal["matrices", "all"] = "matrices"  # all: biases, norms and embeddings decay too (published CRATE)
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] | None = None
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8  # AdamW only
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class Schedule(Section):
+    """Learning rate over the run, as a share of `optimizer.lr`.
+
+    cosine: linear warm-up, then half a cosine from 1 down to `min_factor`.
+    cosine_capped: min((e + 1) / warmup, (1 + cos(pi e / epochs)) / 2), the form of the published CRATE code.
+    """
+
+    epochs: Positive = 90
+    max_steps: Positive | None = None  # stop here even if epochs remain; the schedule's shape does not change
+    shape: Literal["cosine", "cosine_capped", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 5.0
+    min_factor: Fraction = 0.0
+    per: Literal["step", "epoch"] = "step"  # epoch: the rate is held for a whole epoch
+
+
+class Ema(Section):
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # null: no average is kept
+
+
+class ActivationCheckpointing(Section):
+    """What is recomputed in the backward pass; see README, "Memory"."""
+
+    mode: Literal["none", "layer", "block", "every_k"] = "none"
+    k: Positive = 2  # layers per recomputed segment, only for every_k
+
+
+class EngineConfig(Section):
+    name: Literal["accelerate", "deepspeed"] = "accelerate"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+
+    @model_validator(mode="after")
+    def _zero_needs_deepspeed(self):
+        if self.zero_stage and self.name != "deepspeed":
+            raise ValueError(
+                f"zero_stage={self.zero_stage} needs the deepspeed engine; "
+                f"set engine.name=deepspeed or engine.zero_stage=0"
+            )
+        return self
+
+
+class Guard(Section):
+    """What happens when a loss or a gradient is not finite."""
+
+    max_consecutive_skips: Positive = 5  # then roll back to the last good checkpoint
+    max_rollbacks: Natural = 2  # then stop
+
+
+class Checkpoint(Section):
+    every_steps: Positive | None = None
+    every_epochs: Positive | None = 1
+    keep_last: Positive = 2
+    keep_every: Positive | None = None  # also keep each checkpoint whose step is a multiple of this
+    keep_best: Natural = 1  # also keep the best by `evaluation.metric`
+
+
+class Evaluation(Section):
+    every_epochs: Positive = 1
+    batch_size: Positive = 256  # samples a process evaluates at once
+    metric: Literal["top1", "top5", "loss"] = "top1"
+    use_ema: bool = True  # where an average is kept
+
+
+class Telemetry(Section):
+    log_every: Positive = 10
+    tensorboard: bool = True
+    images: bool = True
+    peak_tflops: Annotated[float, Field(gt=0.0)] | None = None  # of one device; null: known GPUs only
+
+
+class Recipe(Section):
+    """Everything a run is made of. The resolved form is saved as `recipe.yaml` in the run folder."""
+
+    name: str
+    seed: Natural = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    task: Task = Task()
+    model: Model
+    data: Data
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    ema: Ema = Ema()
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
+    engine: EngineConfig = EngineConfig()
+    guard: Guard = Guard()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    telemetry: Telemetry = Telemetry()
+
+    @model_validator(mode="after")
+    def _slots_divide_the_batch(self):
+        if self.batch.global_batch % self.data.slots:
+            raise ValueError(
+                f"batch.global_batch={self.batch.global_batch} is not a multiple of data.slots={self.data.slots}; "
+                f"choose slots that divide the global batch"
+            )
+        per_slot = self.batch.global_batch // self.data.slots
+        view = self.data.train_transform
+        if (view.mixup or view.cutmix) and per_slot % 2:
+            raise ValueError(
+                f"mixup and cutmix pair samples inside a slot, and a slot gives {per_slot} samples per step; "
+                f"choose data.slots so that batch.global_batch / data.slots is even"
+            )
+        return self

@@ -1,0 +1,51 @@
+"""What is asked of a running job from outside: by signal, or by a switch file in the run folder.
+
+A request reaches one process at some moment; the word of the next step (`crate_graph.engine.word`) carries it to all of
+them, so that every rank saves or stops at the same step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Requests:
+    """Collects requests for one process.
+
+    SIGTERM and SIGUSR1 ask for a save and a stop; a second signal ends the process at once.
+    The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes them.
+    """
+
+    def __init__(self, run_dir: Path, is_main: bool):
+        self._switches = (run_dir / "save-now", run_dir / "stop-now") if is_main else None
+        self._signalled = False
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._signalled:
+            os._exit(128 + number)  # the last checkpoint is whole: it was renamed into place or it is not there
+        self._signalled = True
+
+    def poll(self) -> tuple[bool, bool]:
+        """(save?, stop?) as this process knows it now."""
+        save = False
+        if self._switches:
+            save, stop = (_take(path) for path in self._switches)
+            self._signalled |= stop
+        return save, self._signalled
+
+    def close(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _take(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
