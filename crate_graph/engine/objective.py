@@ -1,0 +1,36 @@
+"""The module that an engine wraps: model + loss, so that a wrapper's hooks surround both and autocast is alike everywhere."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Task(Protocol):
+    """What differs between kinds of training; see `crate_graph.tasks`."""
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def measure(self, model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor) -> Tensor: ...
+
+    def summarize(self, sums: Tensor) -> dict[str, float]: ...
+
+
+class Objective(nn.Module):
+    """Weights stay in fp32; the forward pass runs in the recipe's precision under autocast."""
+
+    def __init__(self, model: nn.Module, task: Task, precision: str):
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.autocast_dtype = _AUTOCAST[precision]
+
+    def forward(self, images: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """Training: (loss sum, count). Evaluation: the task's sums."""
+        compute = self.task.loss if self.training else self.task.measure
+        with torch.autocast(images.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return compute(self.model, images, targets, weights)
