@@ -1,0 +1,128 @@
+"""The verb `checkpoint`: list, verify, prune, convert."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from crate_graph.errors import UserError
+
+
+def add_parser(verbs: Any) -> None:
+    """Add `checkpoint` to the verbs of the command line."""
+    parser = verbs.add_parser(
+        "checkpoint",
+        help="list, verify, prune or convert checkpoints",
+        description="List, verify, prune or convert checkpoints.",
+        epilog="example: crate-graph checkpoint verify runs/quickstart",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    listing = _command(commands, "list", "show the checkpoints of a run", "crate-graph checkpoint list runs/quickstart")
+    listing.add_argument("run", metavar="RUN", type=Path)
+    listing.set_defaults(run_command=_list, run=_run)
+
+    verify = _command(
+        commands,
+        "verify",
+        "check every file of one checkpoint, or of all of a run",
+        "crate-graph checkpoint verify runs/quickstart",
+    )
+    verify.add_argument("path", metavar="RUN|CHECKPOINT", type=Path)
+    verify.set_defaults(run_command=_verify, run=_run)
+
+    prune = _command(
+        commands,
+        "prune",
+        "delete checkpoints that nobody needs",
+        "crate-graph checkpoint prune runs/quickstart --keep-last 1",
+    )
+    prune.add_argument("run", metavar="RUN", type=Path)
+    prune.add_argument("--keep-last", type=int, default=1, metavar="N", help="the newest N stay (1)")
+    prune.add_argument("--keep-best", type=int, default=1, metavar="N", help="the best N stay (1)")
+    prune.add_argument("--metric", default="top1", help="what best means: top1, top5 or loss (top1)")
+    prune.set_defaults(run_command=_prune, run=_run)
+
+    convert = _command(
+        commands,
+        "convert",
+        "write the weights of a CRATE checkpoint under the published names, or read published weights",
+        "crate-graph checkpoint convert runs/tiny published.safetensors --to published",
+    )
+    convert.add_argument("source", metavar="CHECKPOINT|FILE")
+    convert.add_argument("output", metavar="OUTPUT", type=Path, help="a .safetensors file that does not exist")
+    convert.add_argument(
+        "--to", choices=("published", "crate-graph"), required=True, help="whose parameter names to write"
+    )
+    convert.set_defaults(run_command=_convert, run=_run)
+
+
+def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}"
+    )
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return command
+
+
+def _run(args: argparse.Namespace) -> int:
+    rows = args.run_command(args)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print("  ".join(str(value) for value in row.values()))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for entry in _entries(args.run):
+        size = sum(file["bytes"] for file in entry.manifest["files"].values())
+        metrics = {name: round(value, 4) for name, value in entry.manifest["metrics"].items()}
+        rows.append({"checkpoint": str(entry.path), "step": entry.step, "bytes": size, "metrics": metrics})
+    return rows
+
+
+def _verify(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from crate_graph.checkpoint.manifest import MANIFEST, verify
+
+    folders = [args.path] if (args.path / MANIFEST).is_file() else [entry.path for entry in _entries(args.path)]
+    return [{"checkpoint": str(folder), "files": len(verify(folder)["files"]), "state": "good"} for folder in folders]
+
+
+def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from crate_graph.checkpoint.store import CheckpointStore
+    from crate_graph.config.schema import Checkpoint as Retention
+
+    if args.keep_last < 1 or args.keep_best < 0:
+        raise UserError("--keep-last must be 1 or more and --keep-best 0 or more; a run needs its newest checkpoint")
+    _entries(args.run)
+    retention = Retention(keep_last=args.keep_last, keep_best=args.keep_best)
+    deleted = CheckpointStore(args.run / "checkpoints").prune(retention, args.metric)
+    return [{"checkpoint": str(path), "state": "deleted"} for path in deleted]
+
+
+def _convert(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from safetensors.torch import save_file
+
+    from crate_graph.checkpoint.initial import read_weights
+    from crate_graph.models.published import from_published, to_published
+
+    if args.output.exists():
+        raise UserError(f"{args.output}: exists already; name another output")
+    weights = read_weights(args.source)
+    converted = (to_published if args.to == "published" else from_published)(weights)
+    save_file(converted, args.output)
+    return [{"output": str(args.output), "tensors": len(converted), "names": args.to}]
+
+
+def _entries(run: Path) -> list[Any]:
+    from crate_graph.checkpoint.store import CheckpointStore
+
+    entries = CheckpointStore(run / "checkpoints").entries()
+    if not entries:
+        raise UserError(f"{run}: holds no checkpoint; name the folder of a run")
+    return entries

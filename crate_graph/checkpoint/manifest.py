@@ -1,0 +1,70 @@
+"""The manifest: what a checkpoint consists of, with the checksum of each file. It is written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from crate_graph.errors import UserError
+
+FORMAT = "crate-graph/1"
+MANIFEST = "manifest.json"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def describe(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
+    """The `files` entry of a manifest."""
+    return {name: {"bytes": len(data), "sha256": digest(data)} for name, data in files.items()}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in `folder`.
+
+    Raises:
+        UserError: there is none, or it is of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder}: not a checkpoint (no {MANIFEST}); name a folder like RUN/checkpoints/step-00000100"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); use another checkpoint of the run") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: not of the format {FORMAT}; it was written by another version")
+    return manifest
+
+
+def read_verified(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
+    """Contents of one file of a checkpoint, checked against the manifest.
+
+    Raises:
+        UserError: the file is missing, shorter or longer than it was, or a bit of it has flipped.
+    """
+    path, expected = folder / name, manifest["files"].get(name)
+    if expected is None:
+        raise UserError(f"{folder}: holds no {name}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); use another checkpoint of the run") from None
+    if len(data) != expected["bytes"]:
+        raise UserError(f"{path}: {len(data)} bytes instead of {expected['bytes']}; use another checkpoint of the run")
+    if digest(data) != expected["sha256"]:
+        raise UserError(f"{path}: damaged (its sha256 is not the one in {MANIFEST}); use another checkpoint of the run")
+    return data
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint; returns its manifest."""
+    manifest = read_manifest(folder)
+    for name in manifest["files"]:
+        read_verified(folder, manifest, name)
+    return manifest

@@ -1,0 +1,1 @@
+"""Measuring a model: exact over a split, each sample once."""

@@ -1,0 +1,214 @@
+"""The training loop: steps, and what happens between them."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from crate_graph.config.schema import Recipe
+from crate_graph.data import Batch, PlannedLoader
+from crate_graph.engine.base import Engine
+from crate_graph.engine.word import Report
+from crate_graph.errors import UserError
+from crate_graph.evaluation.classification import evaluate_split
+from crate_graph.resilience.guard import FiniteGuard, Verdict
+from crate_graph.resilience.requests import Requests
+from crate_graph.train.ema import Ema
+from crate_graph.train.late import LateReader
+from crate_graph.train.metrics_log import MetricsLog
+from crate_graph.train.saving import Saver
+from crate_graph.train.step import TrainStep
+from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Loop:
+    """A run that is set up (`crate_graph.train.run`) and its position: `step` global batches are behind it."""
+
+    recipe: Recipe
+    engine: Engine
+    train_step: TrainStep
+    loader: PlannedLoader
+    eval_loader: PlannedLoader
+    ema: Ema | None
+    guard: FiniteGuard
+    saver: Saver
+    requests: Requests
+    log: MetricsLog | None  # of the main process
+    display: Display
+    clock: StepClock
+    last_step: int
+    step: int = 0
+    damaged: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
+    late: LateReader = field(default_factory=LateReader)
+    stopped: bool = False  # by request, before the last step
+    _saved_at: int = -1
+    _save: bool = False
+    _stop: bool = False
+    _roll_back: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.train_step.steps_per_epoch
+
+    def run(self) -> None:
+        """Train until the last step, or until somebody asks to stop. Collective, like all below."""
+        self._saved_at = self.step
+        while self.step < self.last_step and not self.stopped:
+            epoch, offset = divmod(self.step, self.steps_per_epoch)
+            self.clock.restart()
+            for batch in self.loader.epoch(epoch, start=offset):
+                self.clock.data_arrived()
+                self._train(batch)
+                if self.stopped or self.step >= self.last_step:
+                    break
+        self._read(self.late.drain())
+        if self._saved_at != self.step:
+            self._save_now()
+
+    def _train(self, batch: Batch) -> None:
+        save, stop = self.requests.poll()
+        word = self.train_step(self.step, batch, save=save, stop=stop or self.saver.writer.failed)
+        if self.step == 0:
+            self._show_images(batch)
+        self._note_damage(batch)
+        self._read(self.late.push(self.step, word))
+        self.step += 1
+        self.clock.step_done()
+        self.display.advance(self.step)
+        self._between_steps()
+
+    def _between_steps(self) -> None:
+        """Whatever is due after a step, at the same step on every rank."""
+        epoch_ends = self.step % self.steps_per_epoch == 0
+        run_ends = self.step >= self.last_step
+        evaluate = run_ends or (epoch_ends and self._due(self.recipe.evaluation.every_epochs))
+        every_steps = self.recipe.checkpoint.every_steps
+        save = (epoch_ends and self._due(self.recipe.checkpoint.every_epochs)) or bool(
+            every_steps and self.step % every_steps == 0
+        )
+        if not (evaluate or save or run_ends or self._save or self._stop or self._roll_back):
+            return
+        self._read(self.late.drain())
+        if self._roll_back:
+            self._restore_last_good()
+        if evaluate:
+            self._evaluate()
+        if (save or run_ends or self._save or self._stop) and self.guard.consecutive == 0:
+            self._save_now()
+        self.stopped |= self._stop
+        self._save = False
+        self.clock.restart()
+
+    def _due(self, every_epochs: int | None) -> bool:
+        return bool(every_epochs) and (self.step // self.steps_per_epoch) % every_epochs == 0
+
+    def _read(self, reports: list[tuple[int, Report]]) -> None:
+        """Take in what all ranks said of past steps."""
+        for step, report in reports:
+            self._save |= report.save
+            self._stop |= report.stop
+            self.damaged += report.damaged
+            verdict = self.guard.judge(report.finite)
+            self._roll_back |= verdict is Verdict.ROLL_BACK
+            if not report.finite:
+                logger.warning("step %d skipped: its loss or gradient is not finite", step + 1)
+            if (step + 1) % self.recipe.telemetry.log_every == 0 or step + 1 == self.last_step or not report.finite:
+                self._write_record(step, report)
+            if verdict is Verdict.GIVE_UP:
+                raise RuntimeError(
+                    f"step {step + 1}: {self.guard.max_consecutive_skips} steps in a row were not finite, after "
+                    f"{self.guard.rollbacks} rollbacks; lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32"
+                )
+            self._check_damage_budget()
+
+    def _write_record(self, step: int, report: Report) -> None:
+        done = step + 1
+        rates, seconds = self.clock.report()
+        record = {
+            "epoch": step // self.steps_per_epoch,
+            "samples_seen": done * self.recipe.batch.global_batch,
+            "loss": report.loss,
+            "lr": self.train_step.lr(step),
+            "grad_norm": report.grad_norm,
+            "skipped": not report.finite,
+            "skipped_total": self.guard.skipped,
+            "damaged_total": self.damaged,
+            **rates,
+            "peak_memory_bytes": peak_memory_bytes(self.engine.device),
+        }
+        if self.log is not None:
+            self.log.write(done, record)
+            self.log.histogram("step_seconds", seconds, done)
+        self.display.report(done, record)
+
+    def _evaluate(self) -> None:
+        average = self.ema if self.recipe.evaluation.use_ema else None
+        with average.applied() if average is not None else nullcontext():
+            self.metrics, damaged = evaluate_split(
+                self.engine.measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
+            )
+        for sample in damaged:
+            logger.warning("damaged evaluation sample left out: %s", sample)
+        if self.log is not None:
+            self.log.write(
+                self.step,
+                {
+                    "epoch": (self.step - 1) // self.steps_per_epoch,
+                    **{f"eval_{name}": value for name, value in self.metrics.items()},
+                },
+            )
+        text = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        self.display.say(f"evaluation after step {self.step}: {text}")
+
+    def _save_now(self) -> None:
+        self._saved_at = self.step
+        self.saver.save(self.step, self.damaged, self.metrics)
+
+    def _restore_last_good(self) -> None:
+        """Weights of the last good checkpoint; the data between it and here is stepped over."""
+        self._roll_back = False
+        self.saver.writer.wait()
+        torch.distributed.barrier()  # the main process has written what all now read
+        entry = self.saver.store.newest()
+        if entry is None:
+            raise RuntimeError(
+                f"step {self.step}: {self.guard.max_consecutive_skips} steps in a row were not finite and there is no "
+                f"checkpoint to go back to; lower optimizer.lr or set optimizer.clip_norm"
+            )
+        rollbacks, skipped = self.guard.rollbacks, self.guard.skipped
+        self.saver.restore(entry.path)
+        self.guard.rollbacks, self.guard.skipped, self.guard.consecutive = rollbacks, skipped, 0
+        logger.warning("rolled back to %s; going on with the data of step %d", entry.path.name, self.step + 1)
+        self.display.say(
+            f"rolled back to the weights of {entry.path.name}; steps {entry.step + 1} to {self.step} are over"
+        )
+        if self.log is not None:
+            self.log.write(self.step, {"event": "rollback", "to_step": entry.step})
+
+    def _note_damage(self, batch: Batch) -> None:
+        for sample in batch.damaged:
+            logger.warning("damaged sample replaced: %s", sample)
+
+    def _check_damage_budget(self) -> None:
+        data = self.recipe.data
+        allowed = int(data.damaged_budget * self.loader.split.samples * max(1, -(-self.step // self.steps_per_epoch)))
+        if self.damaged > allowed:
+            raise UserError(
+                f"{self.saver.store.folder.parent / 'logs'}: {self.damaged} damaged samples by step {self.step}, over the "
+                f"budget of {allowed} (data.damaged_budget={data.damaged_budget}); mend the shards that the logs name "
+                f"(crate-graph shards verify), or raise the budget"
+            )
+
+    def _show_images(self, batch: Batch) -> None:
+        if self.log is None or not self.recipe.telemetry.images:
+            return
+        images = batch.images[:16]
+        low, high = images.amin(), images.amax()
+        self.log.images("train_samples", (images - low) / (high - low).clamp(min=1e-6), 0)

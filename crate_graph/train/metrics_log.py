@@ -1,0 +1,67 @@
+"""metrics.jsonl and TensorBoard: what is written down while a run goes on, and how a resumed run takes it up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl, one flushed line per record, and to TensorBoard.
+
+    A run that goes on from step `resumed_at` forgets what was written after that step: the records of an interrupted run and
+    of an unbroken one are the same.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None, resumed_at: int):
+        _keep_until(path, resumed_at)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(tensorboard), purge_step=resumed_at + 1) if tensorboard else None
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """A number that is not finite is written as null: JSON has no NaN."""
+        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._board.add_scalar(key, value, step)
+
+    def images(self, tag: str, images: Tensor, step: int) -> None:
+        """(N, C, H, W) in [0, 1]."""
+        if self._board is not None:
+            self._board.add_images(tag, images, step)
+
+    def histogram(self, tag: str, values: list[float], step: int) -> None:
+        if self._board is not None and values:
+            self._board.add_histogram(tag, np.array(values), step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step`, and a last line that a kill cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)

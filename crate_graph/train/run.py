@@ -1,0 +1,268 @@
+"""The verb `train`: set a run up, train, tear it down.
+
+The order of initialisation: weights at random from the seed; over them `model.init_from`, where given; over both a checkpoint
+to resume, which also sets optimizer, average, loss scale, guard and position.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crate_graph.checkpoint.initial import load_initial_weights
+from crate_graph.checkpoint.model import shapes
+from crate_graph.checkpoint.store import CheckpointStore, resolve
+from crate_graph.cluster.groups import agree, from_main, process_group
+from crate_graph.cluster.ranks import Ranks, discover
+from crate_graph.config.load import dump_recipe
+from crate_graph.config.schema import Recipe
+from crate_graph.data import Dataset, PlannedLoader, open_dataset
+from crate_graph.data.augment import build_train_transform
+from crate_graph.data.index import sha256_of_shards
+from crate_graph.engine.build import build_engine
+from crate_graph.engine.objective import Objective
+from crate_graph.errors import UserError
+from crate_graph.evaluation.classification import build_eval_loader
+from crate_graph.models import create_model
+from crate_graph.models.checkpointing import set_activation_checkpointing
+from crate_graph.resilience.guard import FiniteGuard
+from crate_graph.resilience.requests import Requests
+from crate_graph.tasks import ClassificationTask
+from crate_graph.train.ema import Ema
+from crate_graph.train.flops import forward_flops, peak_flops
+from crate_graph.train.loop import Loop
+from crate_graph.train.metrics_log import MetricsLog
+from crate_graph.train.optimizer import build_optimizer
+from crate_graph.train.run_folder import RunFolder, write_json
+from crate_graph.train.saving import Saver
+from crate_graph.train.step import TrainStep
+from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]:
+    """Train as `recipe` says, writing into `run_dir`; returns the summary. Every process of the run calls it.
+
+    `resume`: "auto" goes on from the newest checkpoint of the run folder, where there is one; "never" refuses a folder
+    that holds checkpoints; anything else is a checkpoint to go on from.
+
+    Raises:
+        UserError: before anything is trained, for a mistake in recipe, data, checkpoint or folder; later for too many
+            damaged samples or a checkpoint that could not be saved.
+        RuntimeError: the guard gave up.
+    """
+    ranks = discover()
+    started = time.time()
+    with process_group(ranks), ExitStack() as stack:
+        folder = RunFolder(run_dir)
+        stack.callback(folder.release)
+        with agree(ranks):
+            if ranks.is_main:
+                folder.claim()
+        stack.enter_context(_log_to_file(folder, ranks))
+        loop = _set_up(recipe, folder, resume, ranks, stack)
+        first = loop.step
+        loop.run()
+        with agree(ranks):
+            loop.saver.writer.wait()
+        summary = _summarize(recipe, folder, loop, first, started, ranks)
+        if ranks.is_main:
+            write_json(folder.summary, summary)
+    return summary
+
+
+def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack: ExitStack) -> Loop:
+    store = CheckpointStore(folder.checkpoints)
+    with agree(ranks):
+        micro_batch, accumulation = recipe.batch.resolve(ranks.world)
+        dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+        loader = build_train_loader(recipe, dataset, ranks)
+        stack.callback(loader.close)
+        eval_loader = build_eval_loader(recipe, dataset, ranks, mean=dataset.mean, std=dataset.std)
+        stack.callback(eval_loader.close)
+        model = build_model(recipe, dataset)
+        resume_from = _checkpoint_to_resume(store, resume) if ranks.is_main else None
+    resume_from = from_main(ranks, resume_from)
+
+    model_shapes = shapes(model)
+    task = ClassificationTask(recipe.task.label_smoothing)
+    engine = build_engine(
+        recipe.engine,
+        Objective(model, task, recipe.precision),
+        lambda bare: build_optimizer(recipe.optimizer, bare),
+        ranks,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+    )
+    stack.callback(engine.close)
+    ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay is not None else None
+    train_step = TrainStep(recipe, engine, accumulation, loader.steps(), ema)
+    guard = FiniteGuard(recipe.guard.max_consecutive_skips, recipe.guard.max_rollbacks, recipe.precision)
+    saver = Saver(
+        recipe,
+        dataset,
+        store,
+        engine=engine,
+        ema=ema,
+        loss_scale=train_step.loss_scale,
+        guard=guard,
+        stream=_stream(recipe, loader),
+        shapes=model_shapes,
+    )
+    state = saver.restore(resume_from) if resume_from is not None else {"step": 0, "damaged": 0}
+
+    step, last_step = state["step"], _last_step(recipe, loader.steps())
+    log = None
+    if ranks.is_main:
+        folder.recipe.write_text(dump_recipe(recipe))
+        folder.write_environment(ranks.world, ranks.device)
+        log = MetricsLog(folder.metrics, folder.tensorboard if recipe.telemetry.tensorboard else None, step)
+        stack.callback(log.close)
+    display = Display(last_step, step, ranks.is_main)
+    stack.callback(display.close)
+    if resume_from is not None:
+        display.say(f"going on from {resume_from}")
+    requests = Requests(folder.path, ranks.is_main)
+    stack.callback(requests.close)
+    stack.callback(saver.writer.join)
+    return Loop(
+        recipe=recipe,
+        engine=engine,
+        train_step=train_step,
+        loader=loader,
+        eval_loader=eval_loader,
+        ema=ema,
+        guard=guard,
+        saver=saver,
+        requests=requests,
+        log=log,
+        display=display,
+        clock=_clock(recipe, dataset, ranks),
+        last_step=last_step,
+        step=step,
+        damaged=state["damaged"],
+    )
+
+
+def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The recipe's model on the CPU, the same on every process and under every engine."""
+    torch.manual_seed(recipe.seed)
+    model = create_model(recipe.model.name, num_classes=dataset.num_classes, **recipe.model.kwargs)
+    if recipe.model.init_from is not None:
+        for change in load_initial_weights(model, recipe.model.init_from):
+            logger.info("model.init_from: %s", change)
+    checkpointing = recipe.activation_checkpointing
+    if checkpointing.mode != "none":
+        set_activation_checkpointing(model, checkpointing.mode, checkpointing.k)
+    return model
+
+
+def build_train_loader(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> PlannedLoader:
+    data = recipe.data
+    return PlannedLoader(
+        data.train_split,
+        dataset=dataset,
+        transform=build_train_transform(
+            data.train_transform,
+            mean=dataset.mean,
+            std=dataset.std,
+            channels=dataset.channels,
+            num_classes=dataset.num_classes,
+        ),
+        seed=recipe.seed,
+        slots=data.slots,
+        global_batch=recipe.batch.global_batch,
+        block=data.shuffle_block,
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def _checkpoint_to_resume(store: CheckpointStore, resume: str) -> Path | None:
+    store.clean()
+    newest = store.newest()
+    if resume == "auto":
+        return newest.path if newest else None
+    if resume == "never":
+        if newest is not None:
+            raise UserError(
+                f"{store.folder.parent}: holds a run at step {newest.step}; choose another --run-dir, or go on with --resume auto"
+            )
+        return None
+    return resolve(resume)
+
+
+def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
+    """What fixes the sequence of global batches; a resumed run must agree."""
+    return {
+        "seed": recipe.seed,
+        "data.train_split": recipe.data.train_split,
+        "data.slots": recipe.data.slots,
+        "data.shuffle_block": recipe.data.shuffle_block,
+        "batch.global_batch": recipe.batch.global_batch,
+        "shards": sha256_of_shards(loader.split.shards),
+    }
+
+
+def _last_step(recipe: Recipe, steps_per_epoch: int) -> int:
+    planned = recipe.schedule.epochs * steps_per_epoch
+    return min(planned, recipe.schedule.max_steps or planned)
+
+
+def _clock(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> StepClock:
+    size = recipe.data.train_transform.size
+    forward = forward_flops(recipe.model.name, recipe.model.kwargs, dataset.num_classes, (dataset.channels, size, size))
+    peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
+    return StepClock(
+        recipe.batch.global_batch,
+        flops_per_image=3.0 * forward,  # the backward pass computes two products for each of the forward pass
+        peak_flops=None if peak is None else peak * ranks.world,
+    )
+
+
+def _summarize(
+    recipe: Recipe, folder: RunFolder, loop: Loop, first: int, started: float, ranks: Ranks
+) -> dict[str, Any]:
+    newest = loop.saver.store.newest() if ranks.is_main else None
+    return {
+        "recipe": recipe.name,
+        "run_dir": str(folder.path),
+        "finished": not loop.stopped,
+        "step": loop.step,
+        "epochs": loop.step / loop.steps_per_epoch,
+        "metrics": loop.metrics,
+        "parameters": sum(math.prod(shape) for shape in loop.saver.shapes.values()),
+        "images_trained": (loop.step - first) * recipe.batch.global_batch,
+        "seconds": round(time.time() - started, 1),
+        "skipped_steps": loop.guard.skipped,
+        "rollbacks": loop.guard.rollbacks,
+        "damaged_samples": loop.damaged,
+        "peak_memory_bytes": peak_memory_bytes(ranks.device),
+        "world_size": ranks.world,
+        "checkpoint": str(newest.path) if newest else None,
+    }
+
+
+@contextmanager
+def _log_to_file(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    handler = folder.log_to_file(ranks.rank)
+    try:
+        yield
+    except Exception:
+        logger.exception("the run ends with an error")
+        raise
+    finally:
+        logging.getLogger("crate_graph").removeHandler(handler)
+        handler.close()

@@ -1,0 +1,129 @@
+"""The run folder: everything that a run leaves behind, in fixed places.
+
+RUN/recipe.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  logs/rank-N.log  summary.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crate_graph.errors import UserError
+
+_PACKAGES = (
+    "crate-graph",
+    "torch",
+    "torchvision",
+    "timm",
+    "deepspeed",
+    "accelerate",
+    "webdataset",
+    "numpy",
+    "safetensors",
+)
+
+
+class RunFolder:
+    """Paths of a run folder, and the lock that keeps a second run out of it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.summary = path / "summary.json"
+        self._lock: Any = None
+
+    def claim(self) -> None:
+        """Make the folder and lock it for this process (the main one of the run).
+
+        Raises:
+            UserError: it cannot be written, or another run is using it.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: the run folder cannot be written ({error.strerror}); choose another --run-dir"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self.path}: another run is using this folder; wait for it, or choose another --run-dir"
+            ) from None
+        self.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_environment(self, world: int, device: torch.device) -> None:
+        write_json(self.environment, _environment(world, device))
+
+    def log_to_file(self, rank: int) -> logging.Handler:
+        """Send the package's log to logs/rank-N.log; returns the handler, to be removed at the end."""
+        handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger = logging.getLogger("crate_graph")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        return handler
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _environment(world: int, device: torch.device) -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "python": sys.version.split()[0],
+        "packages": packages,
+        "git": _git_hash(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "world_size": world,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cpu_threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+
+
+def _git_hash() -> str | None:
+    """Commit of the source tree that runs, with a mark where it was changed; None for an installed package."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

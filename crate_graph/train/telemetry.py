@@ -1,0 +1,109 @@
+"""What a run tells while it goes on: rates, shares of time, memory, and a progress bar or lines."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclass
+class StepClock:
+    """Wall time of the steps since the last report, and the part of it that was spent waiting for data."""
+
+    global_batch: int
+    flops_per_image: float | None = None  # forward and backward
+    peak_flops: float | None = None  # of all devices together
+    _step_seconds: list[float] = field(default_factory=list)
+    _waited: float = 0.0
+    _last: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """Forget the time since the last step: it went to something else, an evaluation say."""
+        self._last = time.perf_counter()
+
+    def data_arrived(self) -> None:
+        self._waited += time.perf_counter() - self._last
+
+    def step_done(self) -> None:
+        now = time.perf_counter()
+        self._step_seconds.append(now - self._last)
+        self._last = now
+
+    def report(self) -> tuple[dict[str, float], list[float]]:
+        """Rates since the last report, and the time of each step in seconds."""
+        seconds, total = self._step_seconds, max(sum(self._step_seconds), 1e-9)
+        images_per_second = self.global_batch * len(seconds) / total
+        rates = {
+            "images_per_second": images_per_second,
+            "data_wait_fraction": self._waited / total,
+            "step_seconds": total / max(len(seconds), 1),
+        }
+        if self.flops_per_image and self.peak_flops:
+            rates["model_flop_utilisation"] = images_per_second * self.flops_per_image / self.peak_flops
+        self._step_seconds, self._waited = [], 0.0
+        return rates, seconds
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of tensors on a GPU, of the process (resident set) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Display:
+    """A progress bar on a terminal, one line per report elsewhere, nothing on other ranks than the main one."""
+
+    def __init__(self, total_steps: int, done: int, is_main: bool):
+        self._show = is_main
+        self._total = total_steps
+        self._bar: Progress | None = None
+        if is_main and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=_stderr_console())
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=total_steps, completed=done)
+
+    def advance(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, record: dict[str, Any]) -> None:
+        if not self._show:
+            return
+        shown = ("loss", "lr", "images_per_second", "data_wait_fraction", "grad_norm")
+        text = "  ".join(f"{key} {record[key]:.4g}" for key in shown if record.get(key) is not None)
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"epoch {record['epoch']}  loss {record['loss']:.4f}")
+        else:
+            self.say(f"epoch {record['epoch']}  step {step}/{self._total}  {text}")
+
+    def say(self, text: str) -> None:
+        if not self._show:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _stderr_console():
+    from rich.console import Console
+
+    return Console(stderr=True)
