@@ -1,0 +1,42 @@
+"""Models by name: CRATE's and every other in timm's registry."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from crate_graph.errors import UserError
+from crate_graph.models import sizes  # noqa: F401  (registers CRATE's names)
+
+
+def list_models(pattern: str = "") -> list[str]:
+    """Names that `create_model` takes; `pattern` is a shell pattern such as "crate_*"."""
+    return timm.list_models(pattern)
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model` over timm's models and CRATE's, with random weights unless pretrained=True.
+
+    Raises UserError for an unknown name, naming the nearest ones, for arguments that the model does not take, and for
+    pretrained weights that do not exist.
+    """
+    if ":" not in name and not timm.is_model(name):
+        nearest = difflib.get_close_matches(name, list_models(), n=3)
+        remedy = f"did you mean {', '.join(nearest)}?" if nearest else "see crate_graph.models.list_models()"
+        raise UserError(f"no model is named {name!r}; {remedy}")
+    try:
+        return timm.create_model(name, **kwargs)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        # timm asserts on arguments; of the wider classes, only these messages speak of the user's call.
+        hints = ("unexpected keyword argument", "pretrained")
+        if isinstance(error, (RuntimeError, TypeError)) and not any(hint in str(error) for hint in hints):
+            raise
+        raise UserError(f"model {name}: {error}; check model.name and model.kwargs") from error
+
+
+def architecture(model: nn.Module) -> str:
+    """The registered name of a model, or its class where it was not made by name; for messages."""
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
