@@ -1,0 +1,42 @@
+"""An output that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crate_graph.errors import UserError
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a path to write to (file or folder, in a hidden folder beside `output`); rename it to `output` at the end.
+
+    On any exception the hidden folder is removed and `output` does not appear.
+    Raises UserError if the folder of `output` cannot be written.
+    """
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"cannot write to {output.parent} ({error.strerror}); choose another --output") from None
+    try:
+        path = hidden / "output" / output.name
+        path.parent.mkdir()
+        yield path
+        _open_to_the_umask(path, mode=path.parent.stat().st_mode)
+        os.rename(path, output)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _open_to_the_umask(path: Path, mode: int) -> None:
+    """safetensors writes files that only their owner may read; give files what `mode` gives to a plain new folder."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            file.chmod(mode & 0o666)
