@@ -98,7 +98,7 @@ class Batch(Section):
         micro = self.micro_batch or share
         if share % micro:
             raise UserError(
-                f"batch.global_batch={self.global_batch} gives each of {world} processes {share} samples, which is not a "
+                f"batch.global_batch={self.global_batch} gives each of {world} processes {share} samples, which is no "
                 f"multiple of batch.micro_batch={micro}; choose a micro_batch that divides {share}"
             )
         return micro, share // micro

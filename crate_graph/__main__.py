@@ -1,0 +1,5 @@
+import sys
+
+from crate_graph.cli import main
+
+sys.exit(main())

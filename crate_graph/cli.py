@@ -1,0 +1,219 @@
+"""The command line: parse, call, report. What a verb does lives in the package that its function imports.
+
+Exit code: 0 on success, 2 on a user's mistake (one line on stderr), 1 on a failure, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crate_graph.errors import RunFailed, UserError
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        args = _parse(argv)
+        return args.run(args)
+    except UserError as error:
+        print(f"crate-graph: error: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"crate-graph: failed: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("crate-graph: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives all overrides to the first group of positionals; those after an option are left over
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}; see crate-graph {args.verb} --help")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    from crate_graph.checkpoint import commands as checkpoint
+    from crate_graph.data import commands as shards
+
+    parser = argparse.ArgumentParser(
+        prog="crate-graph",
+        description="Train white-box models from one GPU to many nodes, and prove what was trained.",
+        epilog="example: crate-graph train quickstart schedule.epochs=2",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_train(verbs)
+    _add_evaluate(verbs)
+    _add_export(verbs)
+    shards.add_parser(verbs)
+    checkpoint.add_parser(verbs)
+    _add_bench(verbs)
+    return parser
+
+
+def _add_train(verbs) -> None:
+    train = _add_verb(
+        verbs,
+        "train",
+        "train a model as a recipe says",
+        "crate-graph train crate/imagenet1k_tiny_paper --run-dir runs/tiny batch.micro_batch=64",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a shipped recipe")
+    _add_overrides(train)
+    train.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where everything is written (runs/NAME of the recipe)"
+    )
+    train.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|CHECKPOINT",
+        help="auto: from the newest good checkpoint of the run folder, if there is one (default)",
+    )
+    train.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from crate_graph.config import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    from crate_graph.train.run import train
+
+    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume)
+    _report(summary, args.json)
+    if summary["finished"] and not args.json:
+        _say_what_next(summary["run_dir"], recipe.data.dataset)
+    return 0
+
+
+def _say_what_next(run_dir: str, dataset: str) -> None:
+    from crate_graph.cluster.ranks import discover
+
+    if discover().rank == 0:
+        here = Path(sys.executable).parent
+        print(
+            f"\nWorth trying next:\n"
+            f"  {here / 'crate-graph'} evaluate {run_dir} --data {dataset}\n"
+            f"  {here / 'crate-graph'} export {run_dir} --format timm --output {run_dir}/timm\n"
+            f"  {here / 'tensorboard'} --logdir {run_dir}/tensorboard"
+        )
+
+
+def _add_evaluate(verbs) -> None:
+    evaluate = _add_verb(
+        verbs,
+        "evaluate",
+        "measure a checkpoint on a data set",
+        "crate-graph evaluate runs/quickstart --data fashion_mnist --json",
+    )
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder for its newest one")
+    _add_overrides(evaluate)
+    evaluate.add_argument(
+        "--data", required=True, metavar="DATASET", help="a shipped name, or a folder with dataset.yaml"
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from crate_graph.evaluation.run import evaluate
+
+    return _report(evaluate(args.checkpoint, args.data, args.overrides), args.json)
+
+
+def _add_export(verbs) -> None:
+    export = _add_verb(
+        verbs,
+        "export",
+        "write a checkpoint for another library, and check that it computes the same",
+        "crate-graph export runs/quickstart --format onnx --output quickstart.onnx",
+    )
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder for its newest one")
+    export.add_argument("--format", required=True, choices=("timm", "hf", "safetensors", "onnx"))
+    export.add_argument(
+        "--output", required=True, type=Path, metavar="PATH", help="a folder or file that does not exist"
+    )
+    export.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from crate_graph.export import export
+
+    return _report(export(args.checkpoint, args.format, args.output), args.json)
+
+
+def _add_bench(verbs) -> None:
+    bench = _add_verb(verbs, "bench", "time one way of computing beside another", "crate-graph bench ops")
+    bench.add_argument(
+        "name",
+        metavar="NAME",
+        choices=("ops", "checkpointing"),
+        help="ops: fast operators beside their references; checkpointing: memory and time of each mode",
+    )
+    bench.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from crate_graph.models import bench as checkpointing
+    from crate_graph.ops import bench as ops
+
+    return _report({"ops": ops, "checkpointing": checkpointing}[args.name].run(), args.json)
+
+
+def _add_verb(verbs, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"example: {example}")
+    verb.add_argument("--json", action="store_true", help="print the result as JSON")
+    return verb
+
+
+def _add_overrides(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("overrides", nargs="*", metavar="key.path=value", help="a setting of the recipe to change")
+
+
+def _report(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> int:
+    """Prints a result once, however many processes there are."""
+    from crate_graph.cluster.ranks import discover
+
+    if discover().rank == 0:
+        print(json.dumps(result, indent=2, default=str) if as_json else _as_text(result))
+    return 0
+
+
+def _as_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """A dict as one `key  value` line each, rows as a table with a head."""
+    if isinstance(result, dict):
+        table = [[key, _cell(value)] for key, value in result.items()]
+    else:
+        head = list(result[0]) if result else []
+        table = [head, *([_cell(row.get(key)) for key in head] for row in result)]
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _on_rank() -> str:
+    """`rank 3: ` where there is more than one process, since each reports its own mistake."""
+    from crate_graph.cluster.ranks import discover
+
+    try:
+        ranks = discover()
+    except UserError:
+        return ""
+    return f"rank {ranks.rank}: " if ranks.world > 1 else ""

@@ -1,0 +1,80 @@
+"""Every shipped recipe can be trained as far as its text goes, and its header says what is true."""
+
+import re
+
+import pytest
+import torch
+
+from crate_graph.config import load_recipe
+from crate_graph.config.load import find_recipe, shipped_recipes
+from crate_graph.data import open_dataset
+from crate_graph.models import create_model
+
+RECIPES = sorted(shipped_recipes())
+
+
+def header(name):
+    lines = shipped_recipes()[name].read_text().splitlines()
+    return "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))
+
+
+def meta_model(recipe):
+    with torch.device("meta"):
+        return create_model(
+            recipe.model.name, num_classes=open_dataset(recipe.data.dataset).num_classes, **recipe.model.kwargs
+        )
+
+
+def parameters(name):
+    return sum(parameter.numel() for parameter in meta_model(load_recipe(name)).parameters())
+
+
+def test_the_recipes_that_the_readme_and_the_tests_name_are_shipped():
+    assert {"quickstart", "fashion_mnist/crate", "cifar10/scratch_vit", "crate/imagenet1k_base_readme"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_model_takes_the_images_of_the_data_set(name):
+    recipe = load_recipe(name)
+    dataset = open_dataset(recipe.data.dataset)
+    assert {recipe.data.train_split, recipe.data.eval_split} <= set(dataset.description.splits)
+    view = recipe.data.train_transform
+    assert view.size == recipe.data.eval_transform.size
+    images = torch.empty(2, dataset.channels, view.size, view.size, device="meta")
+    assert meta_model(recipe)(images).shape == (2, dataset.num_classes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
+def test_the_recipe_runs_on_many_world_sizes(name, world):
+    recipe = load_recipe(name)
+    assert recipe.batch.global_batch % world == 0
+    assert recipe.data.slots % (world * max(recipe.data.workers, 1)) == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_header_says_how_to_run_it_and_what_came_out(name):
+    text = header(name)
+    for field in ("Run:", "Hardware:", "Published:", "Ours:"):
+        assert re.search(rf"^# {field} +\S", text, re.MULTILINE), field
+    command = re.search(r"# Run: +(.*)", text).group(1)
+    named = re.search(r"(?:train|local\.sh) (\S+)", command).group(1)
+    assert find_recipe(named) == shipped_recipes()[name]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "imagenet1k" in name])
+def test_the_published_size_is_the_models(name):
+    stated = float(re.search(r"([\d.]+) million parameters", header(name)).group(1))
+    assert round(parameters(name) / 1e6, 2) == pytest.approx(stated)
+
+
+@pytest.mark.parametrize(
+    "pair", [("fashion_mnist/crate", "fashion_mnist/vit"), ("cifar10/scratch_crate", "cifar10/scratch_vit")]
+)
+def test_compared_models_have_one_size_and_one_recipe(pair):
+    crate, vit = map(parameters, pair)
+    assert crate == pytest.approx(vit, rel=0.01)
+    for name, here, there in ((pair[0], crate, vit), (pair[1], vit, crate)):
+        assert f"{here:,} parameters here, {there:,} there" in header(name)
+    one, other = (load_recipe(name).model_dump(exclude={"name", "model"}) for name in pair)
+    assert one == other

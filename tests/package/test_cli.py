@@ -1,0 +1,188 @@
+"""The command line parses, calls and reports; the work behind the verbs is replaced here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from crate_graph.cli import main
+from crate_graph.errors import RunFailed, UserError
+
+VERBS = {
+    "train": ["train"],
+    "evaluate": ["evaluate"],
+    "export": ["export"],
+    "bench": ["bench"],
+    "shards": ["shards"],
+    "shards make": ["shards", "make"],
+    "shards verify": ["shards", "verify"],
+    "checkpoint": ["checkpoint"],
+    "checkpoint list": ["checkpoint", "list"],
+    "checkpoint verify": ["checkpoint", "verify"],
+}
+
+
+@pytest.fixture
+def replace(monkeypatch):
+    """Puts a recorder in the place of `module.function`; it returns `result`, or raises it."""
+
+    def replace(module, function, result):
+        calls = []
+
+        def record(*args):
+            calls.append(args)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        fake = ModuleType(module)
+        setattr(fake, function, record)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return replace
+
+
+@pytest.mark.parametrize("words", VERBS.values(), ids=VERBS)
+def test_help_has_an_example(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text and f"crate-graph {' '.join(words)}" in text.partition("example")[2]
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n    {verb}" in text for verb in ("train", "evaluate", "export", "shards", "checkpoint", "bench"))
+
+
+def test_train_calls_with_the_recipe_and_its_run_folder(replace, capsys):
+    calls = replace("crate_graph.train.run", "train", {"finished": False, "metrics": {"top1": 0.5, "loss": 2.0}})
+    assert main(["train", "quickstart"]) == 0
+    ((recipe, run_dir, resume),) = calls
+    assert (recipe.name, run_dir, resume) == ("quickstart", Path("runs/quickstart"), "auto")
+    assert capsys.readouterr().out.splitlines() == ["finished  False", "metrics   top1 0.5, loss 2"]
+
+
+def test_a_finished_run_says_what_to_try_and_json_stays_json(replace, capsys):
+    replace("crate_graph.train.run", "train", {"finished": True, "run_dir": "runs/a"})
+    assert main(["train", "quickstart"]) == 0
+    assert "evaluate runs/a --data fashion_mnist" in capsys.readouterr().out
+    assert main(["train", "quickstart", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"finished": True, "run_dir": "runs/a"}
+
+
+def test_overrides_may_stand_before_and_after_options(replace):
+    calls = replace("crate_graph.train.run", "train", {"finished": False})
+    words = ["seed=3", "--run-dir", "elsewhere", "schedule.epochs=2", "--resume", "never", "optimizer.lr=1e-3"]
+    assert main(["train", "quickstart", *words]) == 0
+    ((recipe, run_dir, resume),) = calls
+    assert (recipe.seed, recipe.schedule.epochs, recipe.optimizer.lr) == (3, 2, 1e-3)
+    assert (run_dir, resume) == (Path("elsewhere"), "never")
+
+
+def test_evaluate_export_and_bench_call_through(replace, capsys):
+    calls = replace("crate_graph.evaluation.run", "evaluate", {"top1": 0.25})
+    assert main(["evaluate", "runs/a", "--data", "fashion_mnist", "evaluation.batch_size=8", "--json"]) == 0
+    assert calls == [("runs/a", "fashion_mnist", ["evaluation.batch_size=8"])]
+    assert json.loads(capsys.readouterr().out) == {"top1": 0.25}
+
+    calls = replace("crate_graph.export", "export", {"output": Path("x.onnx")})
+    assert main(["export", "runs/a", "--format", "onnx", "--output", "x.onnx", "--json"]) == 0
+    assert calls == [("runs/a", "onnx", Path("x.onnx"))]
+    assert json.loads(capsys.readouterr().out) == {"output": "x.onnx"}
+
+
+def test_bench_prints_a_table(monkeypatch, capsys):
+    from crate_graph.ops import bench
+
+    rows = [{"operator": "ista", "ms": 1.23456}, {"operator": "mssa", "ms": 20.0}]
+    monkeypatch.setattr(bench, "run", lambda: rows)
+    assert main(["bench", "ops"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["operator  ms", "ista      1.235", "mssa      20"]
+    assert main(["bench", "ops", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_a_users_mistake_is_one_line_and_code_2(replace, capsys):
+    replace("crate_graph.train.run", "train", UserError("recipe.yaml: seed\nis odd"))
+    assert main(["train", "quickstart"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "crate-graph: error: recipe.yaml: seed is odd\n")
+
+
+def test_a_run_that_failed_is_one_line_and_code_1(replace, capsys):
+    replace("crate_graph.train.run", "train", RunFailed("the loss\nis not finite"))
+    assert main(["train", "quickstart"]) == 1
+    assert capsys.readouterr().err == "crate-graph: failed: the loss is not finite\n"
+
+
+def test_a_failure_is_not_hidden(replace):
+    replace("crate_graph.train.run", "train", RuntimeError("the device is gone"))
+    with pytest.raises(RuntimeError, match="device is gone"):
+        main(["train", "quickstart"])
+
+
+def test_an_interrupt_is_code_130(replace, capsys):
+    replace("crate_graph.train.run", "train", KeyboardInterrupt())
+    assert main(["train", "quickstart"]) == 130
+    assert capsys.readouterr().err == "crate-graph: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["trane"],
+        ["train"],
+        ["train", "quickstart", "--rundir", "x"],
+        ["evaluate", "runs/a"],
+        ["export", "runs/a", "--format", "gif", "--output", "x"],
+        ["bench", "everything"],
+        ["bench", "ops", "more"],
+    ],
+)
+def test_a_wrong_call_is_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    places = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_only_the_first_process_prints_the_result(replace, capsys, second_of_two):
+    replace("crate_graph.train.run", "train", {"finished": True, "run_dir": "runs/quickstart"})
+    assert main(["train", "quickstart"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_each_process_names_itself_in_its_error(capsys, second_of_two):
+    assert main(["train", "quickstart", "seed=-1"]) == 2
+    assert capsys.readouterr().err.startswith("crate-graph: error: rank 1: command line: seed=-1")
+
+
+def test_a_process_ends_with_the_code():
+    command = [sys.executable, "-m", "crate_graph", "train", "quikstart"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "quickstart" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [["checkpoint", "list", "nowhere"], ["checkpoint", "verify", "nowhere"]])
+def test_a_verb_with_commands_reports_a_mistake_too(words, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("crate-graph: error: ") and "nowhere" in line

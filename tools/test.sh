@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint and tests; the first start sets up .venv. Arguments go to pytest:  ./tools/test.sh tests/data -k plan
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+set_up test
+cd "$root"
+python=$venv/bin/python
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$venv/bin/shellcheck" -x launch/*.sh tools/*.sh .ci/run
+exec "$python" -m pytest -q "$@"
