@@ -1,8 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The two exceptions whose message is all that a user needs; the command line prints it without a traceback."""
 
 
 class UserError(Exception):
-    """A user's mistake: one line that says what is wrong, where, and the remedy.
+    """A user's mistake: one line that says what is wrong, where, and the remedy. Exit code 2."""
 
-    The command line prints the message without a traceback and exits with code 2.
-    """
+
+class RunFailed(Exception):
+    """A run that cannot go on, for a cause that it can name in one line. Exit code 1."""

@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     listing = _command(commands, "list", "show the checkpoints of a run", "crate-graph checkpoint list runs/quickstart")
-    listing.add_argument("run", metavar="RUN", type=Path)
+    listing.add_argument("run_dir", metavar="RUN", type=Path)
     listing.set_defaults(run_command=_list, run=_run)
 
     verify = _command(
@@ -39,7 +39,7 @@ def add_parser(verbs: Any) -> None:
         "delete checkpoints that nobody needs",
         "crate-graph checkpoint prune runs/quickstart --keep-last 1",
     )
-    prune.add_argument("run", metavar="RUN", type=Path)
+    prune.add_argument("run_dir", metavar="RUN", type=Path)
     prune.add_argument("--keep-last", type=int, default=1, metavar="N", help="the newest N stay (1)")
     prune.add_argument("--keep-best", type=int, default=1, metavar="N", help="the best N stay (1)")
     prune.add_argument("--metric", default="top1", help="what best means: top1, top5 or loss (top1)")
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
-    for entry in _entries(args.run):
+    for entry in _entries(args.run_dir):
         size = sum(file["bytes"] for file in entry.manifest["files"].values())
         metrics = {name: round(value, 4) for name, value in entry.manifest["metrics"].items()}
         rows.append({"checkpoint": str(entry.path), "step": entry.step, "bytes": size, "metrics": metrics})
@@ -99,9 +99,9 @@ def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if args.keep_last < 1 or args.keep_best < 0:
         raise UserError("--keep-last must be 1 or more and --keep-best 0 or more; a run needs its newest checkpoint")
-    _entries(args.run)
+    _entries(args.run_dir)
     retention = Retention(keep_last=args.keep_last, keep_best=args.keep_best)
-    deleted = CheckpointStore(args.run / "checkpoints").prune(retention, args.metric)
+    deleted = CheckpointStore(args.run_dir / "checkpoints").prune(retention, args.metric)
     return [{"checkpoint": str(path), "state": "deleted"} for path in deleted]
 
 

@@ -21,8 +21,8 @@ from crate_graph.models.weights import load_pretrained
 def load_initial_weights(model: nn.Module, source: str) -> list[str]:
     """Start `model` from the weights at `source`; returns what had to be changed, in words.
 
-    `source`: a checkpoint or run folder (its moving average where there is one), an exported folder, a .safetensors file, or
-    a .pt/.pth file with a state dict. No file can run code.
+    `source`: a checkpoint or run folder (its moving average where there is one), an exported folder, a .safetensors
+    file, or a .pt/.pth file with a state dict. No file can run code.
 
     Raises:
         UserError: nothing of that kind is there, it is damaged, or its architecture does not fit.

@@ -17,8 +17,8 @@ from crate_graph.models import create_model
 def load_model(path: str | Path, use_ema: bool | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a checkpoint in evaluation mode, and the checkpoint's manifest.
 
-    `path` is a checkpoint, or a run folder (its newest checkpoint). `use_ema`: True for the moving average, False for the
-    raw weights, None for the average where there is one.
+    `path` is a checkpoint, or a run folder (its newest checkpoint). `use_ema`: True for the moving average, False for
+    the raw weights, None for the average where there is one.
 
     Raises:
         UserError: no checkpoint, a damaged one, no average although asked for, or weights of another architecture.

@@ -48,8 +48,8 @@ class BackgroundWriter:
             error, self._error = self._error, None
             if isinstance(error, OSError) and error.errno in _USERS_TO_MEND:
                 raise UserError(
-                    f"{self._folder}: the checkpoint could not be saved ({error.strerror}); the ones before it are whole: "
-                    f"make room and start the same command again to go on from there"
+                    f"{self._folder}: the checkpoint could not be saved ({error.strerror}); the ones before it are "
+                    f"whole: make room and start the same command again to go on from there"
                 ) from error
             raise error
 

@@ -18,7 +18,7 @@ MicroBatch = tuple[Tensor, Tensor, Tensor]  # images, targets, weights
 
 @dataclass
 class Portable:
-    """Training state without a trace of engine, ZeRO stage or world size: full fp32 tensors on the CPU by parameter name."""
+    """Training state without a trace of engine, ZeRO stage or world size: full fp32 CPU tensors by parameter name."""
 
     model: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]  # moment -> parameter name -> tensor

@@ -1,7 +1,7 @@
 """The deepspeed engine: `deepspeed.initialize` used directly, ZeRO stages 0 to 3.
 
-DeepSpeed sees an fp32 model and a client optimizer. Autocast lives in the objective, clipping and the skip in the optimizer, so
-the numbers are those of the accelerate engine; DeepSpeed partitions and communicates.
+DeepSpeed sees an fp32 model and a client optimizer. Autocast lives in the objective, clipping and the skip in the
+optimizer, so the numbers are those of the accelerate engine; DeepSpeed partitions and communicates.
 """
 
 from __future__ import annotations
@@ -111,12 +111,11 @@ class DeepSpeedEngine(Engine):
         return padded[self.ranks.rank * part.numel() :][: part.numel()]
 
     def state(self) -> Portable:
-        get = self._reader()
         updates = max(int(s["step"].item()) for s in self.optimizer.state.values())
         portable = Portable({}, {key: {} for key in self.optimizer.moments}, updates)
-        for name, param in self._params.items():
+        for name in self._params:
             for key in (None, *self.optimizer.moments):
-                full = get(param, key)  # collective: every rank takes part
+                full = self._get(name, key)  # collective: every rank takes part
                 if self.ranks.is_main:
                     (portable.model if key is None else portable.moments[key])[name] = to_host(full).view(full.shape)
         if self.ranks.is_main:
@@ -127,13 +126,14 @@ class DeepSpeedEngine(Engine):
     def load_state(self, portable: Portable) -> None:
         for state in self.optimizer.state.values():
             state["step"].fill_(portable.updates)
-        put = self._writer()
-        for name, param in self._params.items():
-            put(param, None, portable.model[name].to(self.device))
-            self.local_parameters()[name].copy_(self.shard(name, portable.model[name].to(self.device)))
+        held = self.local_parameters()
+        for name in self._params:
+            weight = portable.model[name].to(self.device)
+            self._put(name, None, weight)
+            held[name].copy_(self.shard(name, weight))
             for key, tensors in portable.moments.items():
                 if name in tensors:
-                    put(param, key, tensors[name].to(self.device))
+                    self._put(name, key, tensors[name].to(self.device))
         for name, buffer in self.model.named_buffers():
             buffer.copy_(portable.model[name])
 
@@ -143,8 +143,8 @@ class DeepSpeedEngine(Engine):
     def _create_optimizer_state(self) -> None:
         """Give DeepSpeed's flat partitions their moments before the first step, so that they can be read and set.
 
-        Left to itself, DeepSpeed links parameters to moments after the first step of the first parameter group, when the
-        other groups have none yet.
+        Left to itself, DeepSpeed links parameters to moments after the first step of the first parameter group, when
+        the other groups have none yet.
         """
         if self._zero is None:
             partitions = list(self._params.values())
@@ -157,28 +157,32 @@ class DeepSpeedEngine(Engine):
         if self.stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _reader(self):
+    def _get(self, name: str, key: str | None) -> Tensor:
+        """Full fp32 value of a parameter (key None) or of one of its moments. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        def get(param: Tensor, key: str | None) -> Tensor:
-            if self._zero is None:
-                return param if key is None else self.optimizer.state[param][key]
-            return safe_get_full_fp32_param(param) if key is None else safe_get_full_optimizer_state(param, key)
+        param = self._params[name]
+        if self._zero is None:
+            return param if key is None else self.optimizer.state[param][key]
+        return safe_get_full_fp32_param(param) if key is None else safe_get_full_optimizer_state(param, key)
 
-        return get
+    def _put(self, name: str, key: str | None, full: Tensor) -> None:
+        """Set what `_get` reads."""
+        from deepspeed import utils
 
-    def _writer(self):
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        def put(param: Tensor, key: str | None, value: Tensor) -> None:
-            if self._zero is None:
-                (param if key is None else self.optimizer.state[param][key]).copy_(value)
-            elif key is None:
-                safe_set_full_fp32_param(param, value)
+        param = self._params[name]
+        if self._zero is None:
+            (param if key is None else self.optimizer.state[param][key]).copy_(full)
+        elif self.stage == 3:  # `safe_set_full_*` fails where a parameter does not divide among the ranks
+            part = self.shard(name, full)
+            if key is None:
+                utils.safe_set_local_fp32_param(param, part)
             else:
-                safe_set_full_optimizer_state(param, value, key)
-
-        return put
+                utils.safe_set_local_optimizer_state(param, part, key)
+        elif key is None:
+            utils.safe_set_full_fp32_param(param, full)
+        else:
+            utils.safe_set_full_optimizer_state(param, full, key)
 
 
 def _import_deepspeed():

@@ -1,4 +1,4 @@
-"""The module that an engine wraps: model + loss, so that a wrapper's hooks surround both and autocast is alike everywhere."""
+"""The module that an engine wraps: model and loss, so that its hooks surround both and autocast is alike everywhere."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """AdamW and Lion that can skip a step without asking the host.
 
 Both read two attributes before each step, the protocol of `torch.amp.GradScaler` for fused optimizers:
-`grad_scale` (gradients are divided by it; None is 1) and `found_inf` (1.0: leave weights and moments as they are). Both are
-tensors on the device, so the decision to skip costs no synchronisation, and it is the same under DDP and under every ZeRO
-stage, because DeepSpeed steps the optimizer that it is given.
+`grad_scale` (gradients are divided by it; None is 1) and `found_inf` (1.0: leave weights and moments as they are). Both
+are tensors on the device, so the decision to skip costs no synchronisation, and it is the same under DDP and under
+every ZeRO stage, because DeepSpeed steps the optimizer that it is given.
 """
 
 from __future__ import annotations
@@ -73,6 +73,6 @@ class Lion(torch.optim.Optimizer):
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, param: Tensor, updates: int) -> dict[str, Tensor]:
-    """State of `param` with zero moments after `updates` steps; `optimizer` makes such a state itself at its first step."""
+    """State of `param` with zero moments after `updates` steps, as `optimizer` makes it at its first step."""
     state = {name: torch.zeros_like(param, dtype=torch.float32) for name in optimizer.moments}
     return {"step": torch.tensor(float(updates), device=param.device), **state}

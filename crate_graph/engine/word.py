@@ -1,8 +1,8 @@
 """The word: the one small all-reduce of a step.
 
-Every rank adds what it knows - its share of the loss, whether its numbers are finite, what it was asked to do - and every rank
-reads the same sums, so all decide alike. What the device needs (skip? clip by how much?) is used there at once; the host
-reads the word one step late, when it has long arrived, so no step waits for it.
+Every rank adds what it knows - its share of the loss, whether its numbers are finite, what it was asked to do - and
+every rank reads the same sums, so all decide alike. What the device needs (skip? clip by how much?) is used there at
+once; the host reads the word one step late, when it has long arrived, so no step waits for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Report:
 
 
 class Word:
-    """`grad_square` is this rank's share of the squared norm of the scaled gradient; `loss_scale` undoes the scaling."""
+    """`grad_square` is this rank's share of the squared norm of the scaled gradient; `loss_scale` undoes the scale."""
 
     def __init__(
         self,

@@ -18,7 +18,8 @@ from crate_graph.engine.objective import Task
 def build_eval_loader(
     recipe: Recipe, dataset: Dataset, ranks: Ranks, *, mean: Sequence[float], std: Sequence[float]
 ) -> PlannedLoader:
-    """Every sample of the evaluation split once; the last batches are padded with weight 0, so all ranks take equal steps.
+    """Every sample of the evaluation split once; the last batches are padded with weight 0, so all ranks take equal
+    steps.
 
     `mean` and `std` are those that the model was trained with.
     """
@@ -47,7 +48,7 @@ def build_eval_loader(
 def evaluate_split(
     measure: Callable[[MicroBatch], Tensor], task: Task, loader: PlannedLoader, ranks: Ranks
 ) -> tuple[dict[str, float], list]:
-    """Metrics over all samples, alike on all ranks, and this rank's damaged samples (left out of the metrics). Collective."""
+    """Metrics over all samples, alike on all ranks, and this rank's damaged samples (left out of them). Collective."""
     sums, damaged = None, []
     for batch in loader.epoch(0):
         damaged += batch.damaged

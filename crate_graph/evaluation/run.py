@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Metrics of `checkpoint` on the data set `data`, in the precision and with the view that its recipe evaluates with.
+    """Metrics of `checkpoint` on the data set `data`, in the precision and with the view that its recipe evaluates
+    with.
 
     `overrides` change that recipe (`data.eval_split=train`, `evaluation.use_ema=false`).
 

@@ -1,8 +1,8 @@
 """The finite guard: what follows when a loss or a gradient is not finite.
 
-The step itself leaves the weights untouched (the decision is taken on the device, `crate_graph.train.step`). Here the skips
-are counted: too many in a row and the run goes back to the last good checkpoint, whose weights meet other data, because
-the window of data between that checkpoint and the fault is stepped over.
+The step itself leaves the weights untouched (the decision is taken on the device, `crate_graph.train.step`). Here the
+skips are counted: too many in a row and the run goes back to the last good checkpoint, whose weights meet other data,
+because the window of data between that checkpoint and the fault is stepped over.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class FiniteGuard:
         if self.rollbacks >= self.max_rollbacks:
             return Verdict.GIVE_UP
         self.rollbacks += 1
-        self.consecutive = 0
         return Verdict.ROLL_BACK
 
     def state_dict(self) -> dict[str, int]:

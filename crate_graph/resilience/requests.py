@@ -17,7 +17,8 @@ class Requests:
     """Collects requests for one process.
 
     SIGTERM and SIGUSR1 ask for a save and a stop; a second signal ends the process at once.
-    The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes them.
+    The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes
+    them.
     """
 
     def __init__(self, run_dir: Path, is_main: bool):

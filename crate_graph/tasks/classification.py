@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ClassificationTask:
-    """Sums instead of means, so that any split of a batch over micro batches and processes adds up to the same value."""
+    """Sums instead of means, so that any split of a batch over micro batches and processes adds up to the same."""
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing

@@ -12,7 +12,7 @@ from crate_graph.engine.base import Engine, to_host
 
 
 class Ema:
-    """average <- decay x average + (1 - decay) x weights, after each step; a skipped step averages unchanged weights."""
+    """average <- decay x average + (1 - decay) x weights, after each step; a skipped step averages the same weights."""
 
     def __init__(self, engine: Engine, decay: float):
         self._engine = engine

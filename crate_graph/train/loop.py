@@ -12,7 +12,7 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Batch, PlannedLoader
 from crate_graph.engine.base import Engine
 from crate_graph.engine.word import Report
-from crate_graph.errors import UserError
+from crate_graph.errors import RunFailed, UserError
 from crate_graph.evaluation.classification import evaluate_split
 from crate_graph.resilience.guard import FiniteGuard, Verdict
 from crate_graph.resilience.requests import Requests
@@ -122,10 +122,7 @@ class Loop:
             if (step + 1) % self.recipe.telemetry.log_every == 0 or step + 1 == self.last_step or not report.finite:
                 self._write_record(step, report)
             if verdict is Verdict.GIVE_UP:
-                raise RuntimeError(
-                    f"step {step + 1}: {self.guard.max_consecutive_skips} steps in a row were not finite, after "
-                    f"{self.guard.rollbacks} rollbacks; lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32"
-                )
+                raise self._not_finite(f"after {self.guard.rollbacks} rollbacks")
             self._check_damage_budget()
 
     def _write_record(self, step: int, report: Report) -> None:
@@ -178,10 +175,7 @@ class Loop:
         torch.distributed.barrier()  # the main process has written what all now read
         entry = self.saver.store.newest()
         if entry is None:
-            raise RuntimeError(
-                f"step {self.step}: {self.guard.max_consecutive_skips} steps in a row were not finite and there is no "
-                f"checkpoint to go back to; lower optimizer.lr or set optimizer.clip_norm"
-            )
+            raise self._not_finite("and there is no checkpoint to go back to")
         rollbacks, skipped = self.guard.rollbacks, self.guard.skipped
         self.saver.restore(entry.path)
         self.guard.rollbacks, self.guard.skipped, self.guard.consecutive = rollbacks, skipped, 0
@@ -192,6 +186,12 @@ class Loop:
         if self.log is not None:
             self.log.write(self.step, {"event": "rollback", "to_step": entry.step})
 
+    def _not_finite(self, circumstance: str) -> RunFailed:
+        return RunFailed(
+            f"step {self.step}: the loss or gradient of {self.guard.consecutive} steps in a row was not finite, "
+            f"{circumstance}; lower optimizer.lr, set optimizer.clip_norm, or use precision=fp32"
+        )
+
     def _note_damage(self, batch: Batch) -> None:
         for sample in batch.damaged:
             logger.warning("damaged sample replaced: %s", sample)
@@ -201,9 +201,9 @@ class Loop:
         allowed = int(data.damaged_budget * self.loader.split.samples * max(1, -(-self.step // self.steps_per_epoch)))
         if self.damaged > allowed:
             raise UserError(
-                f"{self.saver.store.folder.parent / 'logs'}: {self.damaged} damaged samples by step {self.step}, over the "
-                f"budget of {allowed} (data.damaged_budget={data.damaged_budget}); mend the shards that the logs name "
-                f"(crate-graph shards verify), or raise the budget"
+                f"{self.saver.store.folder.parent / 'logs'}: {self.damaged} damaged samples by step {self.step}, "
+                f"over the budget of {allowed}; mend the shards that the logs name (crate-graph shards verify), or raise "
+                f"data.damaged_budget={data.damaged_budget}"
             )
 
     def _show_images(self, batch: Batch) -> None:

@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 class MetricsLog:
     """Appends to metrics.jsonl, one flushed line per record, and to TensorBoard.
 
-    A run that goes on from step `resumed_at` forgets what was written after that step: the records of an interrupted run and
-    of an unbroken one are the same.
+    A run that goes on from step `resumed_at` forgets what was written after that step: the records of an interrupted
+    run and of an unbroken one are the same.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None, resumed_at: int):

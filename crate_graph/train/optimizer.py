@@ -24,8 +24,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 def param_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Groups of parameters that share `weight_decay` and `lr_scale` (their learning rate over the recipe's).
 
-    `decay: all` decays every parameter, as the published CRATE code does; `matrices` spares vectors (biases, norms) and what
-    the model itself names in `no_weight_decay`. `layer_decay` d gives layer l of L the scale d^(L - l).
+    `decay: all` decays every parameter, as the published CRATE code does; `matrices` spares vectors (biases, norms) and
+    what the model itself names in `no_weight_decay`. `layer_decay` d gives layer l of L the scale d^(L - l).
     """
     decays = _decaying(config, model)
     scales = _lr_scales(config, model)

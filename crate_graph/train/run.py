@@ -1,7 +1,7 @@
 """The verb `train`: set a run up, train, tear it down.
 
-The order of initialisation: weights at random from the seed; over them `model.init_from`, where given; over both a checkpoint
-to resume, which also sets optimizer, average, loss scale, guard and position.
+The order of initialisation: weights at random from the seed; over them `model.init_from`, where given; over both a
+checkpoint to resume, which also sets optimizer, average, loss scale, guard and position.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
     step, last_step = state["step"], _last_step(recipe, loader.steps())
     log = None
     if ranks.is_main:
+        folder.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
         folder.recipe.write_text(dump_recipe(recipe))
         folder.write_environment(ranks.world, ranks.device)
         log = MetricsLog(folder.metrics, folder.tensorboard if recipe.telemetry.tensorboard else None, step)
@@ -198,7 +199,8 @@ def _checkpoint_to_resume(store: CheckpointStore, resume: str) -> Path | None:
     if resume == "never":
         if newest is not None:
             raise UserError(
-                f"{store.folder.parent}: holds a run at step {newest.step}; choose another --run-dir, or go on with --resume auto"
+                f"{store.folder.parent}: holds a run at step {newest.step}; choose another --run-dir, or go on "
+                f"with --resume auto"
             )
         return None
     return resolve(resume)

@@ -67,7 +67,6 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another run is using this folder; wait for it, or choose another --run-dir"
             ) from None
-        self.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
 
     def release(self) -> None:
         if self._lock is not None:

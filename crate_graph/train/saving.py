@@ -106,6 +106,6 @@ def check_stream(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
     for key, value in now.items():
         if before.get(key) != value:
             raise UserError(
-                f"{folder}: was trained with {key}={before.get(key)}, the recipe says {value}: the sequence of samples would "
-                f"not go on; set it back, or start a new run with model.init_from={folder}"
+                f"{folder}: was trained with {key}={before.get(key)}, the recipe says {value}: the sequence of samples "
+                f"would not go on; set it back, or start a new run with model.init_from={folder}"
             )

@@ -10,8 +10,9 @@ from crate_graph.config.schema import Schedule
 def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
     """Share of the base learning rate that `step` (counted from 0 over the run) uses.
 
-    cosine: (e + s) / warmup while e < warmup, then from 1 down to `min_factor` along half a cosine, with e in epochs and
-    s the length of one step (or of one epoch where the rate is held for epochs), so that the first step already moves.
+    cosine: (e + s) / warmup while e < warmup, then from 1 down to `min_factor` along half a cosine, with e in epochs
+    and s the length of one step (or of one epoch where the rate is held for epochs), so that the first step already
+    moves.
     cosine_capped: min((e + s) / warmup, (1 + cos(pi e / epochs)) / 2), as the published CRATE code does per epoch.
     """
     grain = 1.0 if schedule.per == "epoch" else 1.0 / steps_per_epoch

@@ -14,7 +14,9 @@ LAYOUTS = [
     pytest.param(1, ["batch.micro_batch=4"], id="accelerate-1-accumulation-4"),
     pytest.param(2, ["data.workers=2"], id="accelerate-2-workers-2"),
     pytest.param(2, ["batch.micro_batch=2"], id="accelerate-2-accumulation-4"),
-    pytest.param(2, ["data.workers=1", "engine.name=deepspeed", "batch.micro_batch=4"], id="deepspeed-0-2-accumulation-2"),
+    pytest.param(
+        2, ["data.workers=1", "engine.name=deepspeed", "batch.micro_batch=4"], id="deepspeed-0-2-accumulation-2"
+    ),
     *(
         pytest.param(world, ["engine.name=deepspeed", f"engine.zero_stage={stage}"], id=f"deepspeed-{stage}-{world}")
         for stage in range(4)

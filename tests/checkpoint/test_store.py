@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+
+from crate_graph.checkpoint.contents import Contents, read_contents
+from crate_graph.checkpoint.manifest import verify
+from crate_graph.checkpoint.store import CheckpointStore, resolve
+from crate_graph.config.schema import Checkpoint as Retention
+from crate_graph.engine.base import Portable
+from crate_graph.errors import UserError
+
+
+def contents(step=0):
+    weights = {"a.weight": torch.full((3, 2), float(step)), "b": torch.arange(4.0)}
+    moments = {"exp_avg": {name: tensor + 1 for name, tensor in weights.items()}}
+    return Contents(Portable(weights, moments, updates=step), None, {"step": step}, "name: test\n")
+
+
+def facts(**metrics):
+    return {"model": {}, "dataset": {}, "metrics": metrics}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "run" / "checkpoints")
+
+
+def test_round_trip_is_exact(store):
+    path = store.write(7, contents(7).to_files(), facts())
+    back = read_contents(path)
+    assert back.portable.updates == 7 and back.ema is None and back.recipe == "name: test\n"
+    for name, tensor in contents(7).portable.model.items():
+        assert back.portable.model[name].equal(tensor)
+        assert back.portable.moments["exp_avg"][name].equal(tensor + 1)
+    assert resolve(store.folder.parent) == resolve(path) == path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "recipe.yaml"])
+def test_any_flipped_bit_is_found(store, name):
+    path = store.write(1, contents().to_files(), facts())
+    verify(path)
+    data = bytearray((path / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        verify(path)
+
+
+def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
+    store.write(1, contents().to_files(), facts())
+    monkeypatch.setattr(
+        "crate_graph.checkpoint.store._sync_folder", lambda path: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(OSError, match="full"):
+        store.write(2, contents().to_files(), facts())
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
+
+
+def test_half_written_and_half_deleted_ones_are_never_picked_up(store):
+    store.write(3, contents().to_files(), facts())
+    for name in (".writing-step-00000009", ".deleting-step-00000001", "step-00000012"):
+        (store.folder / name).mkdir()
+        (store.folder / name / "model.safetensors").write_bytes(b"half")
+    assert [entry.step for entry in store.entries()] == [3]
+    store.clean()
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000003", "step-00000012"]
+
+
+def test_retention_keeps_last_every_and_best(store):
+    for step, top1 in ((1, 10.0), (2, 50.0), (3, 20.0), (4, 30.0), (5, 40.0), (6, 45.0)):
+        store.write(step, contents().to_files(), facts(top1=top1))
+    deleted = store.prune(Retention(keep_last=2, keep_every=4, keep_best=1), "top1")
+    assert [entry.step for entry in store.entries()] == [2, 4, 5, 6]
+    assert [path.name for path in deleted] == ["step-00000001", "step-00000003"]
+    store.prune(Retention(keep_last=1, keep_best=1), "loss")  # never measured: nothing is best
+    assert [entry.step for entry in store.entries()] == [6]
+
+
+def test_a_manifest_of_another_format_is_refused(store):
+    path = store.write(1, contents().to_files(), facts())
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": "other/9"}))
+    with pytest.raises(UserError, match="another version"):
+        read_contents(path)
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="neither a checkpoint nor a run folder"):
+        resolve(tmp_path)
