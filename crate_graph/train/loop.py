@@ -202,8 +202,8 @@ class Loop:
         if self.damaged > allowed:
             raise UserError(
                 f"{self.saver.store.folder.parent / 'logs'}: {self.damaged} damaged samples by step {self.step}, "
-                f"over the budget of {allowed}; mend the shards that the logs name (crate-graph shards verify), or raise "
-                f"data.damaged_budget={data.damaged_budget}"
+                f"over the budget of {allowed}; mend the shards that the logs name (crate-graph shards verify), or "
+                f"raise data.damaged_budget={data.damaged_budget}"
             )
 
     def _show_images(self, batch: Batch) -> None:

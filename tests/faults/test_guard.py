@@ -1,7 +1,6 @@
 """Numbers that are not finite: skipped alike on all ranks, then rolled back, then given up."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest

@@ -1,0 +1,210 @@
+"""What a data set is: the description in `dataset.yaml`, and the shards that it names."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from braceexpand import braceexpand
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crate_graph.data.index import Shard, read_shard, sha256_of_shards
+from crate_graph.errors import UserError
+from crate_graph.shipped import shipped_folder
+
+DESCRIPTION = "dataset.yaml"
+
+
+class SplitDescription(BaseModel):
+    """One split: a pattern of shard names (`{000000..000003}` or `*`) and what the shards must add up to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shards: str
+    samples: Annotated[int, Field(gt=0)] | None = None
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    sha256: str | None = None  # of the list of the shards' digests, see `index.sha256_of_shards`
+
+
+class Description(BaseModel):
+    """The schema of `dataset.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    licence: str
+    source: str  # how to get the original
+    channels: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(gt=0)] | list[str]  # names in the order of the labels, or only how many
+    mean: list[float]  # of pixels in [0, 1], per channel
+    std: list[Annotated[float, Field(gt=0.0)]]
+    splits: dict[str, SplitDescription]
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self):
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels={self.channels}; images are grey (1) or colour (3)")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need {self.channels} values each, one per channel")
+        if isinstance(self.classes, list) and len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split, in natural order. Sample n is counted through them from 0."""
+
+    name: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def shard_samples(self) -> list[int]:
+        return [shard.samples for shard in self.shards]
+
+    def first_samples(self) -> np.ndarray:
+        """Number of the first sample of each shard: (shards,) int64."""
+        counts = np.array(self.shard_samples, dtype=np.int64)
+        return np.cumsum(counts) - counts
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its description, and the folder where its shards are."""
+
+    description: Description
+    file: Path  # the dataset.yaml
+    root: Path  # the folder of the shards
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def channels(self) -> int:
+        return self.description.channels
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return tuple(self.description.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(self.description.std)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the labels; where the description only counts them, the numbers."""
+        given = self.description.classes
+        return tuple(given) if isinstance(given, list) else tuple(str(number) for number in range(given))
+
+    @property
+    def num_classes(self) -> int:
+        given = self.description.classes
+        return len(given) if isinstance(given, list) else given
+
+    def split(self, name: str) -> Split:
+        """Open the shards of a split (the first line of each index).
+
+        Raises:
+            UserError: no such split; a shard or an index is missing or does not match; the shards do not add up to
+                what the description says.
+        """
+        if name not in self.description.splits:
+            raise UserError(
+                f"{self.file}: data set {self.name} has no split {name!r}; it has {', '.join(self.description.splits)}"
+            )
+        expected = self.description.splits[name]
+        paths = shard_paths(self.root, expected.shards)
+        if not paths:
+            raise UserError(
+                f"{self.root}: no shard {expected.shards} of {self.name} ({name}); set data.root to the folder that "
+                f"has them, or get the data: {' '.join(self.description.source.split())}"
+            )
+        split = Split(name, tuple(read_shard(path) for path in paths))
+        found = {
+            "samples": split.samples,
+            "bytes": sum(shard.bytes for shard in split.shards),
+            "sha256": sha256_of_shards(split.shards),
+        }
+        for what, value in found.items():
+            wanted = getattr(expected, what)
+            if wanted is not None and wanted != value:
+                raise UserError(
+                    f"{self.root}: the {len(paths)} shards {expected.shards} have {what} {value}, but {self.file} says "
+                    f"{wanted}; fetch the shards that are missing or changed, or make them again with: "
+                    f"crate-graph shards make"
+                )
+        return split
+
+
+def open_dataset(name_or_path: str | Path, root: str | Path | None = None) -> Dataset:
+    """Open a shipped data set by name, or any by its folder or its `dataset.yaml`. No shard is opened yet.
+
+    Args:
+        name_or_path: for instance "fashion_mnist", or a folder that `crate-graph shards make` wrote.
+        root: folder of the shards, where it is not the folder of `dataset.yaml`.
+
+    Raises:
+        UserError: unknown name, or a `dataset.yaml` that does not fit the schema.
+    """
+    file = _description_file(str(name_or_path))
+    description = read_description(file)
+    folder = Path(root).expanduser() if root is not None else file.parent
+    if "://" in str(root):
+        raise UserError(f"data.root={root}: shards are read from a local folder; fetch them first and name that folder")
+    return Dataset(description, file, folder)
+
+
+def read_description(file: Path) -> Description:
+    """Read and check a `dataset.yaml`. Raises UserError naming the file and the field."""
+    try:
+        return check_description(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
+
+
+def check_description(content: Any, file: Path) -> Description:
+    """The content of `file` against the schema. Raises UserError naming the field."""
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        raise UserError(f"{file}: {where}: {first['msg']}; see a shipped data set for the form") from None
+
+
+def shipped_datasets() -> list[str]:
+    return sorted(path.parent.name for path in shipped_folder("datasets").glob(f"*/{DESCRIPTION}"))
+
+
+def shard_paths(root: Path, pattern: str) -> list[Path]:
+    """The shards that a pattern names: `*` finds what is there, `{000000..000003}` says what must be there."""
+    if "*" in pattern:
+        return sorted(root.glob(pattern))
+    return [root / name for name in braceexpand(pattern)]
+
+
+def _description_file(name_or_path: str) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if (path / DESCRIPTION).is_file():
+        return path / DESCRIPTION
+    names = shipped_datasets()
+    if name_or_path in names:
+        return shipped_folder("datasets") / name_or_path / DESCRIPTION
+    if path.is_dir():
+        raise UserError(f"{path}: the folder has no {DESCRIPTION}; make it with: crate-graph shards make")
+    near = difflib.get_close_matches(name_or_path, names, n=3) or names
+    raise UserError(
+        f"data set {name_or_path!r} is neither shipped nor a folder with {DESCRIPTION}; did you mean {', '.join(near)}?"
+    )

@@ -1,0 +1,228 @@
+"""The index beside a shard: `NAME.tar.index.json` says where every member lies, so that no tar is ever scanned.
+
+    {"format": "crate-graph-index/1", "shard": "train-000000.tar", "samples": 2, "bytes": 10240, "sha256": "...",
+    "keys": ["0001", "0002"],
+    "members": {"cls": {"offset": [512, 2560], "size": [1, 1]}, "png": {"offset": [1536, 3584], "size": [402, 377]}}}
+
+The first line alone answers "how many samples": opening a data set of thousands of shards reads no more than that.
+Members are grouped into samples by webdataset's own key rule. Offset -1: the sample has no member of that extension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from crate_graph.errors import UserError
+
+FORMAT = "crate-graph-index/1"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
+LABEL_EXTENSION = "cls"  # the class number in ASCII digits
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: what the first line of its index says."""
+
+    path: Path
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Members:
+    """Where the image and the label of each sample of a shard lie: four (samples,) int64 arrays."""
+
+    image_offset: np.ndarray
+    image_size: np.ndarray
+    label_offset: np.ndarray
+    label_size: np.ndarray
+
+
+@dataclass(frozen=True)
+class Index:
+    """The whole index of one shard."""
+
+    shard: Shard
+    keys: list[str]
+    members: dict[str, dict[str, list[int]]]
+
+    @cached_property
+    def compact(self) -> Members:
+        image = np.full((2, self.shard.samples), -1, dtype=np.int64)  # (offset and size, sample)
+        for extension in IMAGE_EXTENSIONS:
+            if extension in self.members:
+                column = np.array([self.members[extension]["offset"], self.members[extension]["size"]], dtype=np.int64)
+                image = np.where(column[0] >= 0, column, image)
+        label = self.members[LABEL_EXTENSION]
+        return Members(*image, np.array(label["offset"], dtype=np.int64), np.array(label["size"], dtype=np.int64))
+
+    def image_name(self, position: int) -> str:
+        """Extension of the image of the sample at `position`."""
+        return next(e for e in IMAGE_EXTENSIONS if e in self.members and self.members[e]["offset"][position] >= 0)
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".index.json")
+
+
+def build_index(path: Path) -> Index:
+    """Read a tar once and find its samples.
+
+    Raises:
+        UserError: the shard is missing, compressed, cut off or no tar; a sample has no image, no label, or a member
+            twice; the samples of one key do not stand together.
+    """
+    path = Path(path)
+    shard = Shard(path, 0, _size(path), sha256_of(path))
+    keys, rows = _group(path)
+    for key, row in zip(keys, rows, strict=True):
+        images = [extension for extension in row if extension in IMAGE_EXTENSIONS]
+        if len(images) != 1:
+            what = f"{len(images)} images ({', '.join(images)})" if images else "no image"
+            raise UserError(
+                f"{path}: sample {key!r} has {what}; each sample needs one of {', '.join(IMAGE_EXTENSIONS)}"
+            )
+        if LABEL_EXTENSION not in row:
+            raise UserError(f"{path}: sample {key!r} has no label; add a member {key}.{LABEL_EXTENSION}")
+    if not keys:
+        raise UserError(f"{path}: the shard holds no sample; remove it or write it again")
+    members = {}
+    for extension in sorted({extension for row in rows for extension in row}):
+        pairs = [row.get(extension, (-1, 0)) for row in rows]
+        members[extension] = {"offset": [offset for offset, _ in pairs], "size": [size for _, size in pairs]}
+    return Index(Shard(path, len(keys), shard.bytes, shard.sha256), keys, members)
+
+
+def write_index(index: Index) -> Path:
+    """Write the index beside its shard (through a temporary name, so that no half of it is ever seen)."""
+    shard = index.shard
+    head = {
+        "format": FORMAT,
+        "shard": shard.name,
+        "samples": shard.samples,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+    }
+    body = json.dumps({"keys": index.keys, "members": index.members}, separators=(",", ":"))
+    path = index_path(shard.path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(head)[:-1] + ",\n" + body[1:] + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def read_shard(path: Path) -> Shard:
+    """The first line of the index of the shard at `path`; neither the rest nor the shard is read.
+
+    Raises:
+        UserError: the shard or its index is missing, or the index is not ours or of another shard.
+    """
+    path = Path(path)
+    size = _size(path)
+    try:
+        with index_path(path).open(encoding="utf-8") as file:
+            head = json.loads(file.readline().rstrip().removesuffix(",") + "}")
+        shard = Shard(path, int(head["samples"]), int(head["bytes"]), str(head["sha256"]))
+        if head["format"] != FORMAT:
+            raise ValueError(head["format"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: the shard has no index; make it with: crate-graph shards index {path}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{index_path(path)}: not an index of format {FORMAT}; make it again: crate-graph shards index {path}"
+        ) from None
+    if size != shard.bytes:
+        raise UserError(
+            f"{path}: the shard has {size} bytes, but its index says {shard.bytes}; it was cut off or changed: "
+            f"fetch it again, or if the change is meant: crate-graph shards index {path}"
+        )
+    return shard
+
+
+def read_index(path: Path) -> Index:
+    """The whole index of the shard at `path`. Raises UserError as `read_shard` does."""
+    shard = read_shard(path)
+    try:
+        data = json.loads(index_path(path).read_text(encoding="utf-8"))
+        index = Index(shard, data["keys"], data["members"])
+        lengths = {len(index.keys)} | {len(v) for m in index.members.values() for v in (m["offset"], m["size"])}
+        if lengths != {shard.samples} or LABEL_EXTENSION not in index.members:
+            raise ValueError(lengths)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{index_path(path)}: the index is damaged; make it again: crate-graph shards index {path}"
+        ) from None
+    return index
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_shards(shards: list[Shard] | tuple[Shard, ...]) -> str:
+    """One digest for a list of shards: sha256 of their sha256 hex digests, in order, one per line."""
+    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: the shard is missing; fetch it again, or point data.root at the folder that has it"
+        ) from None
+
+
+def _group(path: Path) -> tuple[list[str], list[dict[str, tuple[int, int]]]]:
+    """Keys of the samples of a tar and, for each, {extension: (offset, size)}."""
+    from webdataset.tariterators import base_plus_ext
+
+    keys: list[str] = []
+    rows: list[dict[str, tuple[int, int]]] = []
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            for member in tar:
+                key, extension = base_plus_ext(member.name)
+                if not member.isfile() or key is None:
+                    continue
+                extension = extension.lower()
+                if not keys or keys[-1] != key:
+                    keys.append(key)
+                    rows.append({})
+                if extension in rows[-1]:
+                    raise UserError(f"{path}: sample {key!r} has two members .{extension}; keep one")
+                rows[-1][extension] = (member.offset_data, member.size)
+                end = member.offset_data + member.size
+            if keys and end > path.stat().st_size:
+                raise UserError(f"{path}: the shard is cut off inside sample {keys[-1]!r}; fetch it again")
+    except tarfile.ReadError as error:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+            raise UserError(
+                f"{path}: the shard is compressed, and a compressed tar cannot be read at an offset; decompress it "
+                f"(images are compressed already)"
+            ) from None
+        raise UserError(f"{path}: the shard is cut off or no tar ({error}); fetch it again") from None
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(
+            f"{path}: the members of sample {twice!r} do not stand together; write the shard again in order"
+        )
+    return keys, rows

@@ -1,0 +1,228 @@
+"""Write shards: shuffled, balanced, the same bytes each time, and never half of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from crate_graph.data.dataset import DESCRIPTION, Description, check_description, read_description
+from crate_graph.data.decode import Damaged, decode_image
+from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_path, sha256_of_shards, write_index
+from crate_graph.data.progress import progress
+from crate_graph.data.sources import Item, open_source
+from crate_graph.errors import UserError
+
+MEASURED = 1000  # samples from which mean and std are measured where nobody gives them
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `make_shards` wrote."""
+
+    file: Path  # dataset.yaml
+    split: str
+    shards: tuple[Shard, ...]
+
+
+def make_shards(
+    source: str | Path,
+    output: str | Path,
+    *,
+    split: str,
+    source_split: str | None = None,
+    labels: str | Path | None = None,
+    shard_samples: int = 1000,
+    shards: int | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Made:
+    """Write `split` of a source as shards with indexes into `output`, and enter it in `output`/dataset.yaml.
+
+    Images keep their bytes; IDX images become PNG. The samples are shuffled by `seed` and dealt so that shard sizes
+    differ by at most one. The same source and arguments give the same bytes.
+
+    Args:
+        source, labels: see `sources.open_source`.
+        source_split: folder of the split in the source, where it is not called `split`.
+        shard_samples: samples of a shard, unless `shards` says how many shards.
+        per_class: keep only the first samples of each class.
+        about: fields of dataset.yaml (name, licence, source, channels, classes, mean, std); what is missing is taken
+            from a dataset.yaml in `output`, else from the source, else measured.
+        force: replace the shards of `split` that are there.
+
+    Raises:
+        UserError: shards of `split` are there already; what `open_source` raises; a label outside the classes; an image
+            that cannot be decoded among those measured.
+    """
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
+    output = Path(output).expanduser().absolute()
+    old = sorted(output.glob(f"{split}-[0-9]*.tar"))
+    if old and not force:
+        raise UserError(f"{output}: there are shards of {split!r} already; choose another folder, or add --force")
+    found = open_source(source, split=source_split or split, labels=labels)
+    known = read_description(output / DESCRIPTION) if (output / DESCRIPTION).is_file() else None
+    given = {**_fields(found.description), **_fields(known), **(about or {})}
+    items = _first_of_each_class(found.items, per_class) if per_class else found.items
+    classes, numbers = _number_classes(items, given.get("classes"), Path(source))
+    order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
+    fields = {
+        "name": output.name,
+        "licence": "not stated",
+        "source": f"made from {Path(source).name}",
+        **given,
+        "classes": classes,
+    }
+    if not {"channels", "mean", "std"} <= fields.keys():
+        fields = {**_measure([items[n] for n in order[:MEASURED]], fields.get("channels")), **fields}
+    count = min(shards or -(-len(items) // shard_samples), len(items))
+    with _workplace(output, split) as folder:
+        written = []
+        for number, part in enumerate(progress(np.array_split(order, count), count, f"shards of {split}")):
+            path = folder / f"{split}-{number:06d}.tar"
+            _write_shard(path, [(items[n], numbers[n]) for n in part])
+            index = build_index(path)
+            write_index(index)
+            written.append(index.shard)
+        entry = {
+            "shards": f"{split}-{{000000..{count - 1:06d}}}.tar",
+            "samples": len(items),
+            "bytes": sum(shard.bytes for shard in written),
+            "sha256": sha256_of_shards(written),
+        }
+        splits = {**(known.model_dump()["splits"] if known else {}), split: entry}
+        description = check_description({**fields, "splits": splits}, output / DESCRIPTION)
+        _move(written, output, old)
+    write_description(description, output / DESCRIPTION)
+    final = tuple(Shard(output / shard.name, shard.samples, shard.bytes, shard.sha256) for shard in written)
+    return Made(output / DESCRIPTION, split, final)
+
+
+def index_shards(paths: list[str | Path]) -> list[Shard]:
+    """Write the index of each tar; a folder stands for the tars in it.
+
+    Raises:
+        UserError: no tar there; what `build_index` raises.
+    """
+    tars: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: the folder has no .tar; name the folder of the shards")
+        tars += inside
+    found = []
+    for path in progress(tars, len(tars), "indexes"):
+        index = build_index(path)
+        write_index(index)
+        found.append(index.shard)
+    return found
+
+
+def write_description(description: Description, file: Path) -> None:
+    """Write a dataset.yaml (through a temporary name)."""
+    partial = file.with_name(file.name + ".part")
+    text = yaml.safe_dump(description.model_dump(), sort_keys=False, allow_unicode=True, width=110)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _fields(description: Description | None) -> dict[str, Any]:
+    return {} if description is None else description.model_dump(exclude={"splits"})
+
+
+def _first_of_each_class(items: list[Item], count: int) -> list[Item]:
+    taken: dict[str | int, int] = {}
+    kept = []
+    for item in items:
+        taken[item.label] = taken.get(item.label, 0) + 1
+        if taken[item.label] <= count:
+            kept.append(item)
+    return kept
+
+
+def _number_classes(
+    items: list[Item], given: list[str] | int | None, source: Path
+) -> tuple[list[str] | int, list[int]]:
+    """The classes of dataset.yaml (names, or how many) and the class number of every item."""
+    names = {item.label for item in items if isinstance(item.label, str)}
+    if given is None:
+        given = sorted(names) if names else 1 + max(item.label for item in items)
+    elif isinstance(given, int) and names:
+        if len(names) != given:
+            raise UserError(
+                f"{source}: {len(names)} class names, but the data set has {given} classes; complete the source"
+            )
+        given = sorted(names)
+    count = given if isinstance(given, int) else len(given)
+    place = {} if isinstance(given, int) else {name: number for number, name in enumerate(given)}
+    numbers = []
+    for item in items:
+        number = place.get(item.label, -1) if isinstance(item.label, str) else item.label
+        if not 0 <= number < count:
+            raise UserError(
+                f"{source}: sample {item.key!r} has label {item.label!r}, which is none of the {count} classes of the "
+                f"data set; mend the label or the classes"
+            )
+        numbers.append(number)
+    return given, numbers
+
+
+def _measure(items: list[Item], channels: int | None) -> dict[str, Any]:
+    """Channels, and mean and standard deviation of the pixels in [0, 1] per channel, from some samples."""
+    sums, squares, count, grey = np.zeros(3), np.zeros(3), 0, True
+    for item in items:
+        try:
+            pixels = np.asarray(decode_image(item.read(), 3)).reshape(-1, 3)
+        except Damaged as error:
+            raise UserError(f"sample {item.key!r} cannot be decoded ({error}); mend or remove it") from None
+        grey = grey and bool((pixels[:, :1] == pixels).all())
+        values = pixels / 255
+        sums, squares, count = sums + values.sum(axis=0), squares + (values**2).sum(axis=0), count + len(values)
+    channels = channels or (1 if grey else 3)
+    mean = sums / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return {
+        "channels": channels,
+        "mean": [round(float(value), 4) for value in mean[:channels]],
+        "std": [round(float(value), 4) for value in std[:channels]],
+    }
+
+
+@contextmanager
+def _workplace(output: Path, split: str) -> Iterator[Path]:
+    """A folder inside `output` (hence on its disk) that is gone afterwards; so is `output` where nothing came of it."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=output) as folder:
+            yield Path(folder)
+    finally:
+        if not any(output.iterdir()):
+            output.rmdir()
+
+
+def _write_shard(path: Path, samples: list[tuple[Item, int]]) -> None:
+    from webdataset import TarWriter
+
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+        for item, number in samples:
+            tar.write({"__key__": item.key, item.extension: item.read(), LABEL_EXTENSION: str(number).encode()})
+
+
+def _move(written: list[Shard], output: Path, old: list[Path]) -> None:
+    for path in old:
+        path.unlink()
+        index_path(path).unlink(missing_ok=True)
+    for shard in written:
+        shutil.move(index_path(shard.path), output)
+        shutil.move(shard.path, output)

@@ -1,0 +1,241 @@
+"""Where `crate-graph shards make` takes its samples from: folders, tars, IDX files, shards."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crate_graph.data.dataset import DESCRIPTION, Description, open_dataset, read_description
+from crate_graph.data.decode import Damaged, decode_label
+from crate_graph.data.index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Index, build_index, index_path, read_index
+from crate_graph.errors import UserError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a source. Its bytes are read when it is written."""
+
+    key: str  # as webdataset wants it: no dot after the last slash
+    extension: str
+    label: str | int  # a class name, or a class number
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    items: list[Item]
+    description: Description | None = None  # where the source is a data set itself
+
+
+def open_source(path: str | Path, *, split: str, labels: str | Path | None = None) -> Source:
+    """Find the samples of `split` in any of these.
+
+    - a folder `split/class/*.png` or `class/*.png`; with `labels`, any folder
+    - an uncompressed tar of such a folder
+    - an IDX file of images (gzip or not), with `labels` an IDX file too
+    - a folder with dataset.yaml and shards, or one shard
+
+    `labels` for a folder or a tar: a text file, each line the path of an image and its class (name or number).
+
+    Raises:
+        UserError: nothing there, no image, a class without an image, two images of one key, a label without its image.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: there is no such source; name a folder, a tar, an IDX file or shards")
+    if path.is_dir():
+        if labels is None and (path / DESCRIPTION).is_file():
+            dataset = open_dataset(path)
+            shards = [read_index(shard.path) for shard in dataset.split(split).shards]
+            return Source(_from_shards(shards), dataset.description)
+        return Source(_from_tree(path, _files(path), split, labels))
+    if _is_idx(path):
+        return Source(_from_idx(path, labels))
+    if not tarfile.is_tarfile(path):
+        raise UserError(f"{path}: neither a folder, a tar nor an IDX file")
+    names, readers = _tar_members(path)
+    if any(name.endswith("." + LABEL_EXTENSION) for name in names):
+        index = read_index(path) if index_path(path).exists() else build_index(path)
+        beside = path.parent / DESCRIPTION
+        return Source(_from_shards([index]), read_description(beside) if beside.is_file() else None)
+    return Source(_from_tree(path, dict(zip(names, readers, strict=True)), split, labels))
+
+
+def _files(root: Path) -> dict[str, Callable[[], bytes]]:
+    """Readers of all files under a folder, by their path relative to it; an empty folder has the reader `bytes`."""
+    found: dict[str, Callable[[], bytes]] = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file():
+            found[name] = path.read_bytes
+        elif path.is_dir() and not any(path.iterdir()):
+            found[name + "/"] = bytes
+    return found
+
+
+def _tar_members(path: Path) -> tuple[list[str], list[Callable[[], bytes]]]:
+    names, readers = [], []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = member.name.removeprefix("./")
+                if member.isfile():
+                    names.append(name)
+                    readers.append(partial(_read_range, path, member.offset_data, member.size))
+                elif member.isdir():
+                    names.append(name + "/")
+                    readers.append(bytes)
+    except tarfile.ReadError as error:
+        raise UserError(f"{path}: the tar is compressed or cut off ({error}); decompress or fetch it again") from None
+    return names, readers
+
+
+def _read_range(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _from_tree(root: Path, files: dict[str, Callable[[], bytes]], split: str, labels: str | Path | None) -> list[Item]:
+    if labels is not None:
+        return _from_list(root, files, Path(labels))
+    below = _folder_of_split(list(files), split)
+    items: dict[str, Item] = {}
+    classes, filled = set(), set()
+    for name, read in files.items():
+        if not name.startswith(below) or "/" not in name[len(below) :]:
+            continue
+        inside = name[len(below) :]
+        label = inside.split("/", 1)[0]
+        if label.startswith("."):
+            continue
+        classes.add(label)
+        if name.endswith("/") or _extension(name) not in IMAGE_EXTENSIONS:
+            continue
+        filled.add(label)
+        _add(items, root, inside, label, read)
+    if not items:
+        raise UserError(
+            f"{root}: no image in class folders ({below or ''}CLASS/NAME.png and the like); name the folder above the "
+            f"class folders, or give --labels"
+        )
+    if classes - filled:
+        raise UserError(f"{root}: class {min(classes - filled)!r} has no image; remove its folder or fill it")
+    return list(items.values())
+
+
+def _folder_of_split(names: list[str], split: str) -> str:
+    """The part of the path before the class folders: "", "train/", "cifar10/train/"..."""
+    for name in names:
+        parts = name.split("/")[:-1]
+        if split in parts[:-1] or (name.endswith("/") and split in parts):
+            return "/".join(parts[: parts.index(split) + 1]) + "/"
+    return ""
+
+
+def _from_list(root: Path, files: dict[str, Callable[[], bytes]], labels: Path) -> list[Item]:
+    items: dict[str, Item] = {}
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{labels}: there is no such file of labels") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        name = name.strip()
+        if name not in files or _extension(name) not in IMAGE_EXTENSIONS:
+            raise UserError(f"{labels}: line {number}: {name or line!r} is no image in {root}; write: PATH CLASS")
+        _add(items, root, name, int(label) if label.isdigit() else label, files[name])
+    if not items:
+        raise UserError(f"{labels}: the file of labels is empty; write one line per image: PATH CLASS")
+    return list(items.values())
+
+
+def _add(items: dict[str, Item], root: Path, name: str, label: str | int, read: Callable[[], bytes]) -> None:
+    folder, slash, file = name.rpartition("/")
+    key = folder + slash + file.rpartition(".")[0].replace(".", "_")  # webdataset ends a key at the first dot
+    if key in items:
+        raise UserError(
+            f"{root}: two images have the key {key!r} (.{items[key].extension} and .{_extension(name)}); rename one"
+        )
+    items[key] = Item(key, _extension(name), label, read)
+
+
+def _from_shards(indexes: list[Index]) -> list[Item]:
+    items = []
+    keys: set[str] = set()
+    for index in indexes:
+        members, path = index.compact, index.shard.path
+        for position, key in enumerate(index.keys):
+            if key in keys:
+                raise UserError(f"{path}: sample {key!r} is in two shards; write them again under keys of their own")
+            keys.add(key)
+            try:
+                label = decode_label(_read_range(path, members.label_offset[position], members.label_size[position]))
+            except Damaged as error:
+                raise UserError(f"{path}: sample {key!r}: {error}; mend the shard") from None
+            read = partial(_read_range, path, members.image_offset[position], members.image_size[position])
+            items.append(Item(key, index.image_name(position), label, read))
+    return items
+
+
+def _is_idx(path: Path) -> bool:
+    with _open(path) as file:
+        start = file.read(4)
+    return len(start) == 4 and start[:3] == b"\x00\x00\x08" and start[3] in (1, 3)
+
+
+def _open(path: Path):
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """An IDX file of bytes (the form of MNIST), gzip or not: (n,) labels or (n, H, W) images, uint8.
+
+    Raises:
+        UserError: missing, cut off, or no IDX file of bytes.
+    """
+    path = Path(path).expanduser()
+    try:
+        with _open(path) as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the file is cut off ({error}); fetch it again") from None
+    dimensions = data[3] if data[:3] == b"\x00\x00\x08" else 0
+    shape = np.frombuffer(data, dtype=">u4", count=dimensions, offset=4).astype(int)
+    start = 4 + 4 * dimensions
+    if not dimensions or len(data) != start + shape.prod():
+        raise UserError(f"{path}: this is no whole IDX file of bytes; fetch it again")
+    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _from_idx(path: Path, labels: str | Path | None) -> list[Item]:
+    if labels is None:
+        raise UserError(f"{path}: IDX images need their labels; add --labels FILE")
+    images, classes = read_idx(path), read_idx(labels)
+    if images.ndim != 3 or classes.shape != images.shape[:1]:
+        raise UserError(f"{labels}: labels of shape {classes.shape} for images of shape {images.shape}; name the pair")
+    return [Item(f"{n:05d}", "png", int(classes[n]), partial(_png, images[n])) for n in range(len(images))]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+        return file.getvalue()
+
+
+def _extension(name: str) -> str:
+    return name.rpartition(".")[2].lower()
