@@ -10,4 +10,5 @@ python=$venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$venv/bin/shellcheck" -x launch/*.sh tools/*.sh .ci/run
-exec "$python" -m pytest -q "$@"
+# Two at a time; the tests of one file stay together, since they share the runs that they start.
+exec "$python" -m pytest -q -n 2 --dist loadfile "$@"

@@ -130,10 +130,10 @@ def _verify(args: argparse.Namespace) -> int:
     bad = [report for report in reports if report.problems]
     if args.json:
         print(json.dumps({"sound": not bad, "shards": [asdict(report) for report in reports]}))
-        return 1 if bad else 0
+        return 2 if bad else 0
     for report in bad:
         for problem in report.problems:
             print(f"{report.shard}: {problem}")
     samples = sum(report.samples for report in reports)
     print(f"{len(reports)} shards, {samples} samples: {f'{len(bad)} shards are not sound' if bad else 'all sound'}")
-    return 1 if bad else 0
+    return 2 if bad else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crate_graph.data.dataset import DESCRIPTION, Dataset, Split, open_dataset, shard_paths, shipped_datasets
+from crate_graph.data.dataset import DESCRIPTION, Dataset, Split, open_dataset, shard_paths
 from crate_graph.data.decode import Damaged
 from crate_graph.data.index import Shard, build_index, read_index, sha256_of
 from crate_graph.data.progress import progress
@@ -25,17 +25,17 @@ class ShardReport:
 def verify_shards(target: str | Path, *, root: str | Path | None = None, decode: bool = False) -> list[ShardReport]:
     """Check a data set (name, folder or dataset.yaml), a folder of indexed tars, or one tar.
 
-    X
-        Raises:
-            UserError: there is nothing to check, or the shards of a data set are not complete.
+    Raises:
+        UserError: there is nothing to check, or the shards of a data set are not complete.
     """
     path = Path(target).expanduser()
-    if str(target) in shipped_datasets() or (path / DESCRIPTION).is_file() or path.suffix in (".yaml", ".yml"):
+    if path.suffix == ".tar":
+        jobs = [(None, "", path)]
+    elif path.is_dir() and not (path / DESCRIPTION).is_file():
+        jobs = [(None, "", tar) for tar in sorted(path.glob("*.tar"))]
+    else:
         dataset = open_dataset(target, root)
         jobs = [(dataset, name, shard) for name in dataset.description.splits for shard in _of_split(dataset, name)]
-    else:
-        tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        jobs = [(None, "", tar) for tar in tars]
     if not jobs:
         raise UserError(f"{root or target}: no shard to check; name a data set, a folder of tars, or a tar")
     work = progress(jobs, len(jobs), "shards verified")

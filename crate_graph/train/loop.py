@@ -49,6 +49,7 @@ class Loop:
     late: LateReader = field(default_factory=LateReader)
     stopped: bool = False  # by request, before the last step
     _saved_at: int = -1
+    _measured_at: int = -1
     _save: bool = False
     _stop: bool = False
     _roll_back: bool = False
@@ -148,6 +149,7 @@ class Loop:
     def _evaluate(self) -> None:
         average = self.ema if self.recipe.evaluation.use_ema else None
         with average.applied() if average is not None else nullcontext():
+            self._measured_at = self.step
             self.metrics, damaged = evaluate_split(
                 self.engine.measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
             )
@@ -166,7 +168,7 @@ class Loop:
 
     def _save_now(self) -> None:
         self._saved_at = self.step
-        self.saver.save(self.step, self.damaged, self.metrics)
+        self.saver.save(self.step, self.damaged, self.metrics if self._measured_at == self.step else {})
 
     def _restore_last_good(self) -> None:
         """Weights of the last good checkpoint; the data between it and here is stepped over."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from crate_graph.checkpoint.initial import load_initial_weights
+from crate_graph.checkpoint.manifest import read_manifest
 from crate_graph.checkpoint.model import shapes
 from crate_graph.checkpoint.store import CheckpointStore, resolve
 from crate_graph.cluster.groups import agree, from_main, process_group
@@ -118,7 +119,9 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         stream=_stream(recipe, loader),
         shapes=model_shapes,
     )
-    state = saver.restore(resume_from) if resume_from is not None else {"step": 0, "damaged": 0}
+    state, metrics = {"step": 0, "damaged": 0}, {}
+    if resume_from is not None:
+        state, metrics = saver.restore(resume_from), read_manifest(resume_from)["metrics"]
 
     step, last_step = state["step"], _last_step(recipe, loader.steps())
     log = None
@@ -131,7 +134,8 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
     display = Display(last_step, step, ranks.is_main)
     stack.callback(display.close)
     if resume_from is not None:
-        display.say(f"going on from {resume_from}")
+        left = last_step - step
+        display.say(f"going on from {resume_from}" if left > 0 else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main)
     stack.callback(requests.close)
     stack.callback(saver.writer.join)
@@ -151,6 +155,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         last_step=last_step,
         step=step,
         damaged=state["damaged"],
+        metrics=metrics,
     )
 
 

@@ -21,6 +21,7 @@ class StepClock:
     peak_flops: float | None = None  # of all devices together
     _step_seconds: list[float] = field(default_factory=list)
     _waited: float = 0.0
+    _waiting: float = 0.0  # of the step under way
     _last: float = field(default_factory=time.perf_counter)
 
     def restart(self) -> None:
@@ -28,11 +29,12 @@ class StepClock:
         self._last = time.perf_counter()
 
     def data_arrived(self) -> None:
-        self._waited += time.perf_counter() - self._last
+        self._waiting = time.perf_counter() - self._last
 
     def step_done(self) -> None:
         now = time.perf_counter()
         self._step_seconds.append(now - self._last)
+        self._waited += self._waiting
         self._last = now
 
     def report(self) -> tuple[dict[str, float], list[float]]:

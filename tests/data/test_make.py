@@ -271,7 +271,7 @@ def test_command_line(tree, tmp_path, capsys):
     assert run("shards", "index", out, "--json") == 0
     assert [shard["samples"] for shard in json.loads(capsys.readouterr().out)] == [6, 5]
     (out / "train-000001.tar").write_bytes(b"")
-    assert run("shards", "verify", out) == 1
+    assert run("shards", "verify", out) == 2
     assert "train-000001.tar" in capsys.readouterr().out
 
 

@@ -1,0 +1,94 @@
+"""The verbs that take a trained checkpoint further."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+@pytest.fixture(scope="module")
+def trained(runner):
+    return runner.trained(
+        "trained", "schedule.max_steps=60", "ema.decay=0.9", "telemetry.tensorboard=true", "telemetry.peak_tflops=0.1"
+    )
+
+
+def crate_graph(*words, world=1):
+    start = [sys.executable, "-m"]
+    if world > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
+    return subprocess.run([*start, "crate_graph", *map(str, words)], capture_output=True, text=True, timeout=240)
+
+
+def evaluate(*words, world=1):
+    ended = crate_graph("evaluate", *words, "--json", world=world)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_evaluate_equals_what_training_measured_on_any_layout(trained):
+    metrics = trained.summary["metrics"]
+    for world, overrides in ((1, []), (1, ["evaluation.batch_size=7", "data.workers=2"]), (2, ["data.workers=1"])):
+        result = evaluate(trained.run_dir, "--data", "fashion_mnist", *overrides, world=world)
+        assert result["samples"] == 2000 and result["damaged"] == 0 and result["step"] == 60
+        assert {name: result[name] for name in metrics} == pytest.approx(metrics, rel=1e-5)
+
+
+def test_average_and_raw_weights_differ(trained):
+    raw = evaluate(trained.run_dir, "--data", "fashion_mnist", "evaluation.use_ema=false")
+    assert raw["loss"] != pytest.approx(trained.summary["metrics"]["loss"], rel=1e-3)
+
+
+def test_a_data_set_of_another_kind_is_refused(trained):
+    ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar10")
+    assert ended.returncode == 2 and "channels" in ended.stderr
+    ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar100")
+    assert ended.returncode == 2 and "classes" in ended.stderr
+
+
+def test_tensorboard_and_metrics_hold_what_the_readme_says(trained):
+    events = EventAccumulator(str(trained.run_dir / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    rates = {"loss", "lr", "grad_norm", "images_per_second", "data_wait_fraction", "model_flop_utilisation"}
+    assert rates <= set(tags["scalars"]) and "eval_top1" in tags["scalars"]
+    assert "step_seconds" in tags["histograms"] and "train_samples" in tags["images"]
+    scalars = {event.step: event.value for event in events.Scalars("loss")}
+    assert scalars == pytest.approx(trained.losses, rel=1e-6)
+    for record in trained.records[:-1]:
+        assert record.keys() >= rates | {"epoch", "samples_seen", "peak_memory_bytes"}
+        assert 0 <= record["data_wait_fraction"] <= 1 and record["model_flop_utilisation"] > 0
+
+
+def test_fine_tuning_starts_from_the_average(runner, trained):
+    tuned = runner.trained("tuned", f"model.init_from={trained.run_dir}", "schedule.max_steps=2")
+    scratch = runner.trained("scratch", "schedule.max_steps=2")
+    assert tuned.losses[1] < scratch.losses[1] - 0.2
+    assert tuned.losses[1] == pytest.approx(trained.summary["metrics"]["loss"], abs=0.4)
+
+
+def test_fine_tuning_says_what_it_changed_and_refuses_what_does_not_fit(runner, trained):
+    larger = ["model.kwargs.img_size=35", "data.train_transform.size=35", "data.eval_transform.size=35"]
+    resized = runner.trained("resized", f"model.init_from={trained.run_dir}", "schedule.max_steps=2", *larger)
+    assert "pos_embed resampled" in (resized.run_dir / "logs" / "rank-0.log").read_text()
+    misfit = runner.train("misfit", f"model.init_from={trained.run_dir}", "model.kwargs.depth=3")
+    assert misfit.code == 2 and "do not fit" in misfit.err
+
+
+def test_checkpoint_verbs(trained, tmp_path):
+    listed = crate_graph("checkpoint", "list", trained.run_dir, "--json")
+    assert [row["step"] for row in json.loads(listed.stdout)] == [60]
+    assert crate_graph("checkpoint", "verify", trained.run_dir).returncode == 0
+    published = tmp_path / "published.safetensors"
+    assert crate_graph("checkpoint", "convert", trained.run_dir, published, "--to", "published").returncode == 0
+    back = tmp_path / "back.safetensors"
+    assert crate_graph("checkpoint", "convert", published, back, "--to", "crate-graph").returncode == 0
+    from safetensors.torch import load_file
+
+    ours = load_file(trained.run_dir / "checkpoints" / "step-00000060" / "ema.safetensors")
+    again = load_file(back)
+    assert all(again[name].equal(ours[name]) for name in ours)
+    assert "to_patch_embedding.1.weight" in load_file(published)
+    assert crate_graph("checkpoint", "convert", trained.run_dir, back, "--to", "published").returncode == 2

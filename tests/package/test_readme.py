@@ -1,0 +1,91 @@
+"""The README's commands, run in its order by a stranger with an empty folder; only the trainings are cut short."""
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from crate_graph.data.index import read_index
+from crate_graph.shipped import shipped_folder
+
+README = Path(__file__).parents[2] / "README.md"
+SHORT = ["schedule.max_steps=3", "data.workers=1", "evaluation.batch_size=1000"]
+TOOLS = ("crate-graph", "torchrun", "touch")
+
+
+def blocks():
+    """The indented blocks of the README, without their indentation."""
+    text = README.read_text()
+    return [
+        textwrap.dedent(block).strip("\n")
+        for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, flags=re.MULTILINE)
+    ]
+
+
+def commands():
+    lines = [line.split("  #")[0].strip() for block in blocks() for line in block.splitlines()]
+    return [line for line in lines if line.startswith(TOOLS)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home folder with a few pictures in class folders, and the recipe that the README writes."""
+    home = tmp_path_factory.mktemp("home")
+    shard = shipped_folder("datasets") / "fashion_mnist" / "test-000000.tar"
+    members, data = read_index(shard).compact, shard.read_bytes()
+    for number in range(300):
+        folder = home / "flowers" / ("train" if number < 200 else "test") / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        start = members.image_offset[number]
+        picture = Image.open(io.BytesIO(data[start : start + members.image_size[number]]))
+        ImageOps.colorize(picture, "navy", "orange").resize((90 + number % 7, 80)).save(folder / f"{number}.jpg")
+    for block in blocks():
+        if block.startswith("# ") and ".yaml\n" in block:
+            (home / block[2:].split()[0]).write_text(block)
+    (home / "runs" / "quickstart").mkdir(parents=True)
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
+
+    def run(command):
+        words = [os.path.expanduser(word.replace("~", str(home), 1)) for word in shlex.split(command)]
+        if words[1] == "train" or words[0] == "torchrun":
+            words += SHORT
+        return subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.mark.timeout(1200)
+def test_every_command_works_in_the_order_of_the_readme(run, home):
+    assert len(commands()) > 20
+    for command in commands():
+        ended = run(command)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    for snippet in (block for block in blocks() if block.startswith("import crate_graph")):
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        ended = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=home, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_files_and_recipes_that_it_names_exist():
+    text = README.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (README.parent / target).exists(), target
+    recipes = {path.stem for path in (README.parent / "recipes").rglob("*.yaml")}
+    for name in ("quickstart", "imagenet1k_tiny_paper", "imagenet1k_large_readme", "scratch_vit", "oxford_pets_crate"):
+        assert name in recipes
