@@ -1,6 +1,6 @@
 """One ONNX file: input "image" (batch, C, H, W), output "logits" (batch, K), any batch size.
 
-Exported through torch.export: on CRATE and on ViT it prints no warnings and gives half the nodes of the older tracer.
+Exported through torch.export, which prints no warnings; on a small ViT it gives half the nodes of the older tracer.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ class Saver:
         contents = read_contents(folder)
         check_fit(folder, self.recipe.model.name, self.shapes, contents.portable.model)
         check_stream(folder, contents.state["stream"], self.stream)
+        if contents.portable.moments.keys() != set(self.engine.optimizer.moments):
+            raise UserError(
+                f"{folder}: was trained with another optimizer than optimizer.name={self.recipe.optimizer.name}; set "
+                f"it back, or start a new run with model.init_from={folder}"
+            )
         self.engine.load_state(contents.portable)
         if self.ema is not None:
             self.ema.load(contents.ema if contents.ema is not None else contents.portable.model)

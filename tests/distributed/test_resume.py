@@ -72,4 +72,6 @@ def test_another_stream_is_refused(runner, unbroken):
     run = runner.train("unbroken", STEPS, "seed=5")
     assert run.code == 2
     assert "seed=0" in run.err and "model.init_from" in run.err
-    assert unbroken.losses == run.losses  # nothing was changed
+    other = runner.train("unbroken", STEPS, "optimizer={name: lion, lr: 2.0e-3, clip_norm: 1.0}")
+    assert other.code == 2 and "optimizer.name=lion" in other.err
+    assert unbroken.losses == run.losses and (unbroken.run_dir / "summary.json").exists()  # nothing was changed
