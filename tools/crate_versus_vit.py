@@ -40,7 +40,8 @@ def main() -> None:
 
 
 def train(recipe: str, seed: int, folder: Path) -> Path:
-    if not (folder / "summary.json").exists():
+    summary = folder / "summary.json"
+    if not (summary.exists() and json.loads(summary.read_text())["finished"]):
         command = [sys.executable, "-m", "crate_graph", "train", recipe, f"seed={seed}", "--run-dir", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder

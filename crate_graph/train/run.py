@@ -59,7 +59,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
     Raises:
         UserError: before anything is trained, for a mistake in recipe, data, checkpoint or folder; later for too many
             damaged samples or a checkpoint that could not be saved.
-        RuntimeError: the guard gave up.
+        RunFailed: the guard gave up.
     """
     ranks = discover()
     started = time.time()
@@ -82,7 +82,11 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
 
 
 def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack: ExitStack) -> Loop:
+    """Everything that a loop needs; what must be closed again goes on the stack."""
     store = CheckpointStore(folder.checkpoints)
+    with agree(ranks):
+        resume_from = _checkpoint_to_resume(store, resume) if ranks.is_main else None
+    resume_from = from_main(ranks, resume_from)
     with agree(ranks):
         micro_batch, accumulation = recipe.batch.resolve(ranks.world)
         dataset = open_dataset(recipe.data.dataset, recipe.data.root)
@@ -90,15 +94,12 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         stack.callback(loader.close)
         eval_loader = build_eval_loader(recipe, dataset, ranks, mean=dataset.mean, std=dataset.std)
         stack.callback(eval_loader.close)
-        model = build_model(recipe, dataset)
-        resume_from = _checkpoint_to_resume(store, resume) if ranks.is_main else None
-    resume_from = from_main(ranks, resume_from)
+        model = build_model(recipe, dataset, init=resume_from is None)
 
-    model_shapes = shapes(model)
-    task = ClassificationTask(recipe.task.label_smoothing)
+    model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(
         recipe.engine,
-        Objective(model, task, recipe.precision),
+        Objective(model, ClassificationTask(recipe.task.label_smoothing), recipe.precision),
         lambda bare: build_optimizer(recipe.optimizer, bare),
         ranks,
         micro_batch=micro_batch,
@@ -122,23 +123,16 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
     state, metrics = {"step": 0, "damaged": 0}, {}
     if resume_from is not None:
         state, metrics = saver.restore(resume_from), read_manifest(resume_from)["metrics"]
+    stack.callback(saver.writer.join)
 
-    step, last_step = state["step"], _last_step(recipe, loader.steps())
-    log = None
-    if ranks.is_main:
-        folder.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
-        folder.recipe.write_text(dump_recipe(recipe))
-        folder.write_environment(ranks.world, ranks.device)
-        log = MetricsLog(folder.metrics, folder.tensorboard if recipe.telemetry.tensorboard else None, step)
-        stack.callback(log.close)
-    display = Display(last_step, step, ranks.is_main)
+    last_step = _last_step(recipe, loader.steps())
+    display = Display(last_step, state["step"], ranks.is_main)
     stack.callback(display.close)
     if resume_from is not None:
-        left = last_step - step
-        display.say(f"going on from {resume_from}" if left > 0 else f"{resume_from} is where the recipe ends")
+        goes_on = state["step"] < last_step
+        display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main)
     stack.callback(requests.close)
-    stack.callback(saver.writer.join)
     return Loop(
         recipe=recipe,
         engine=engine,
@@ -149,21 +143,34 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         guard=guard,
         saver=saver,
         requests=requests,
-        log=log,
+        log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main else None,
         display=display,
         clock=_clock(recipe, dataset, ranks),
         last_step=last_step,
-        step=step,
+        step=state["step"],
         damaged=state["damaged"],
         metrics=metrics,
     )
 
 
-def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """The recipe's model on the CPU, the same on every process and under every engine."""
+def _open_records(recipe: Recipe, folder: RunFolder, ranks: Ranks, step: int, stack: ExitStack) -> MetricsLog:
+    """Write down what the run is, now that nothing stands in its way, and open its metrics."""
+    folder.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
+    folder.recipe.write_text(dump_recipe(recipe))
+    folder.write_environment(ranks.world, ranks.device)
+    log = MetricsLog(folder.metrics, folder.tensorboard if recipe.telemetry.tensorboard else None, step)
+    stack.callback(log.close)
+    return log
+
+
+def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Module:
+    """The recipe's model on the CPU, the same on every process and under every engine.
+
+    Without `init` it is about to be filled from a checkpoint, and `model.init_from` need no longer exist.
+    """
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, num_classes=dataset.num_classes, **recipe.model.kwargs)
-    if recipe.model.init_from is not None:
+    if init and recipe.model.init_from is not None:
         for change in load_initial_weights(model, recipe.model.init_from):
             logger.info("model.init_from: %s", change)
     checkpointing = recipe.activation_checkpointing
