@@ -6,6 +6,7 @@ Exit code: 0 on success, 2 on a user's mistake (one line on stderr), 1 on a fail
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from crate_graph.errors import RunFailed, UserError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -27,6 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"crate-graph: failed: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or "the disk"
+        print(
+            f"crate-graph: error: {where}: {error.strerror}; make room and start the same command again",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("crate-graph: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -78,7 +89,7 @@ def _add_train(verbs) -> None:
         "--resume",
         default="auto",
         metavar="auto|never|CHECKPOINT",
-        help="auto: from the newest good checkpoint of the run folder, if there is one (default)",
+        help="auto: from the newest checkpoint of the run folder, if there is one (default)",
     )
     train.set_defaults(run=_train)
 

@@ -42,7 +42,9 @@ def add_parser(verbs: Any) -> None:
     prune.add_argument("run_dir", metavar="RUN", type=Path)
     prune.add_argument("--keep-last", type=int, default=1, metavar="N", help="the newest N stay (1)")
     prune.add_argument("--keep-best", type=int, default=1, metavar="N", help="the best N stay (1)")
-    prune.add_argument("--metric", default="top1", help="what best means: top1, top5 or loss (top1)")
+    prune.add_argument(
+        "--metric", default="top1", choices=("top1", "top5", "loss"), help="what best means: top1, top5 or loss (top1)"
+    )
     prune.set_defaults(run_command=_prune, run=_run)
 
     convert = _command(
@@ -106,7 +108,7 @@ def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _convert(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from crate_graph.checkpoint.initial import read_weights
     from crate_graph.models.published import from_published, to_published
@@ -115,8 +117,20 @@ def _convert(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError(f"{args.output}: exists already; name another output")
     weights = read_weights(args.source)
     converted = (to_published if args.to == "published" else from_published)(weights)
-    save_file(converted, args.output)
+    _write_whole(args.output, save(converted))
     return [{"output": str(args.output), "tensors": len(converted), "names": args.to}]
+
+
+def _write_whole(output: Path, data: bytes) -> None:
+    temporary = output.with_name(f".{output.name}.partial")
+    try:
+        temporary.write_bytes(data)
+        temporary.rename(output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror}); choose another output, or make room"
+        ) from None
 
 
 def _entries(run: Path) -> list[Any]:

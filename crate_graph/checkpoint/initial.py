@@ -43,16 +43,15 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     if source.is_dir():
         source = source / "model.safetensors"
     if not source.is_file():
-        raise UserError(
-            f"model.init_from: {source} does not exist; name a checkpoint, an exported folder or a weights file"
-        )
+        raise UserError(f"{source} does not exist; name a checkpoint, an exported folder or a weights file")
     try:
         if source.suffix == ".safetensors":
             return load_file(source)
         return _state_dict(source, torch.load(source, map_location="cpu", weights_only=True))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model.init_from: {source} cannot be read as weights ({reason})") from None
+        raise UserError(
+            f"{source} cannot be read as weights ({type(error).__name__}); name a file of tensors"
+        ) from None
 
 
 def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
@@ -61,5 +60,5 @@ def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"model.init_from: {source} holds no state dict")
+        raise UserError(f"{source} holds no state dict; name a file that torch.save wrote of one")
     return loaded

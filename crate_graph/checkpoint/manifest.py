@@ -11,6 +11,7 @@ from crate_graph.errors import UserError
 
 FORMAT = "crate-graph/1"
 MANIFEST = "manifest.json"
+_REMEDY = "use another checkpoint, or remove this one to go on from the one before it"
 
 
 def digest(data: bytes) -> str:
@@ -36,9 +37,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: not a checkpoint (no {MANIFEST}); name a folder like RUN/checkpoints/step-00000100"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); use another checkpoint of the run") from None
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not of the format {FORMAT}; it was written by another version")
+    absent = [key for key in ("step", "files", "model", "dataset", "metrics") if key not in manifest]
+    if absent:
+        raise UserError(f"{path}: damaged ({', '.join(absent)} missing); {_REMEDY}")
     return manifest
 
 
@@ -54,11 +58,11 @@ def read_verified(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); use another checkpoint of the run") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
     if len(data) != expected["bytes"]:
-        raise UserError(f"{path}: {len(data)} bytes instead of {expected['bytes']}; use another checkpoint of the run")
+        raise UserError(f"{path}: {len(data)} bytes instead of {expected['bytes']}; {_REMEDY}")
     if digest(data) != expected["sha256"]:
-        raise UserError(f"{path}: damaged (its sha256 is not the one in {MANIFEST}); use another checkpoint of the run")
+        raise UserError(f"{path}: damaged (its sha256 is not the one in {MANIFEST}); {_REMEDY}")
     return data
 
 

@@ -7,6 +7,7 @@ A checkpoint is built under a hidden name and renamed into place when all of it 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 from crate_graph.checkpoint.manifest import FORMAT, MANIFEST, describe, read_manifest
 from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8,})")
 _WRITING, _DELETING = ".writing-", ".deleting-"
@@ -38,17 +41,23 @@ class CheckpointStore:
         self.folder = folder
 
     def entries(self) -> list[Entry]:
-        """Whole checkpoints in the order of their steps."""
+        """Whole checkpoints in the order of their steps. One whose manifest cannot be read is left out, and logged."""
         found = []
-        for path in self.folder.glob("step-*"):
-            match = _NAME.fullmatch(path.name)
-            if match and (path / MANIFEST).is_file():
-                found.append(Entry(path, int(match[1]), read_manifest(path)))
-        return sorted(found, key=lambda entry: entry.step)
+        for step, path in self._folders():
+            try:
+                found.append(Entry(path, step, read_manifest(path)))
+            except UserError as error:
+                logger.warning("checkpoint left out: %s", error)
+        return found
 
     def newest(self) -> Entry | None:
-        entries = self.entries()
-        return entries[-1] if entries else None
+        """The newest checkpoint.
+
+        Raises:
+            UserError: its manifest cannot be read.
+        """
+        folders = self._folders()
+        return Entry(folders[-1][1], folders[-1][0], read_manifest(folders[-1][1])) if folders else None
 
     def write(self, step: int, files: dict[str, bytes], facts: dict[str, Any]) -> Path:
         """Write a checkpoint; `facts` go into its manifest beside the files' checksums.
@@ -57,8 +66,6 @@ class CheckpointStore:
             OSError: the disk is full, say. What was begun is removed and the checkpoints that exist are untouched.
         """
         target = self.folder / f"step-{step:08d}"
-        if target.exists():  # a run that stopped right after this save and was resumed without training a step
-            return target
         manifest = {"format": FORMAT, "step": step, "files": describe(files), **facts}
         self.folder.mkdir(parents=True, exist_ok=True)
         building = self.folder / f"{_WRITING}{target.name}"
@@ -69,6 +76,7 @@ class CheckpointStore:
                 _write_durably(building / name, data)
             _write_durably(building / MANIFEST, json.dumps(manifest, indent=1).encode())
             _sync_folder(building)
+            self._delete(target)  # what has this name and is not whole, or the same step of the same run
             building.rename(target)
             _sync_folder(self.folder)
         except BaseException:
@@ -87,10 +95,24 @@ class CheckpointStore:
         kept = _kept_steps(self.entries(), retention, metric)
         deleted = [entry.path for entry in self.entries() if entry.step not in kept]
         for path in deleted:
-            doomed = path.with_name(f"{_DELETING}{path.name}")
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            self._delete(path)
         return deleted
+
+    def _folders(self) -> list[tuple[int, Path]]:
+        """(step, folder) of each checkpoint that has a manifest, in the order of the steps."""
+        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
+        return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
+
+    def _delete(self, path: Path) -> None:
+        """Under another name first, so that a half-deleted checkpoint is never picked up."""
+        if not path.exists():
+            return
+        doomed = path.with_name(f"{_DELETING}{path.name}")
+        path.rename(doomed)
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink()
 
 
 def _kept_steps(entries: list[Entry], retention: Retention, metric: str) -> set[int]:

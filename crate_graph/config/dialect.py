@@ -55,7 +55,10 @@ for _type in (list, tuple):
 
 def parse(text: str) -> Any:
     """The value of a YAML document; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError(f"nested too deeply, or a value too large to read ({type(error).__name__})") from None
 
 
 def write(value: Any) -> str:

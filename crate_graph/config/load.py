@@ -140,9 +140,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {dialect.describe_error(error)}") from None
     if values is None:
         return {}
+    if _contains_itself(values):
+        raise UserError(f"{path}: an alias makes a value contain itself; write it out")
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, and this is a {type(values).__name__}")
     return values
+
+
+def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return id(value) in above or any(_contains_itself(item, (*above, id(value))) for item in inner)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from crate_graph.errors import UserError
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Aspect = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
@@ -35,14 +37,22 @@ class Model(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     init_from: str | None = None  # weights to start from: a checkpoint, an exported folder, a .safetensors file
 
+    @model_validator(mode="after")
+    def _some_arguments_are_not_the_recipes(self):
+        taken = {"num_classes": "it follows from the data set", "pretrained": "use model.init_from"}
+        taken |= {"name": "use model.name", "model_name": "use model.name"}
+        for key in taken.keys() & self.kwargs.keys():
+            raise ValueError(f"kwargs.{key} cannot be set: {taken[key]}")
+        return self
+
 
 class TrainTransform(Section):
     """Random view of a training image. `size` is the side of the square that the model sees."""
 
     size: Positive = 224
     crop: Literal["random_resized", "pad_and_crop", "center", "none"] = "random_resized"
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop over the area of the image
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Share, Share] = (0.08, 1.0)  # area of the random crop over the area of the image
+    ratio: tuple[Aspect, Aspect] = (3 / 4, 4 / 3)  # width over height
     padding: Natural = 4  # only for pad_and_crop
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     horizontal_flip: Fraction = 0.5
@@ -80,7 +90,7 @@ class Data(Section):
 class Batch(Section):
     """micro_batch x accumulation x world size = global_batch."""
 
-    global_batch: Positive = 256
+    global_batch: Annotated[int, Field(gt=0, le=2**20)] = 256
     micro_batch: Positive | None = None  # samples of one forward pass on one process; null: no accumulation
 
     def resolve(self, world: int) -> tuple[int, int]:
@@ -172,7 +182,7 @@ class Checkpoint(Section):
 
 class Evaluation(Section):
     every_epochs: Positive = 1
-    batch_size: Positive = 256  # samples a process evaluates at once
+    batch_size: Annotated[int, Field(gt=0, le=2**16)] = 256  # samples a process evaluates at once
     metric: Literal["top1", "top5", "loss"] = "top1"
     use_ema: bool = True  # where an average is kept
 
@@ -187,8 +197,8 @@ class Telemetry(Section):
 class Recipe(Section):
     """Everything a run is made of. The resolved form is saved as `recipe.yaml` in the run folder."""
 
-    name: str
-    seed: Natural = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # also the run's folder under runs/
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     task: Task = Task()
     model: Model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from crate_graph.config.schema import EvalTransform, TrainTransform
+from crate_graph.errors import UserError
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Key = tuple[int, ...]
@@ -56,11 +58,8 @@ class TrainView:
         }[config.crop]
         self._rand_augment = self._erase = self._mixup = None
         if config.rand_augment:
-            from timm.data import rand_augment_transform
-
             fill = tuple(round(255 * value) for value in mean)
-            parameters = {"img_mean": fill if channels == 3 else fill[0]}
-            self._rand_augment = rand_augment_transform(config.rand_augment, parameters)
+            self._rand_augment = _rand_augment(config.rand_augment, fill if channels == 3 else fill[0])
         if config.random_erasing:
             from timm.data.random_erasing import RandomErasing
 
@@ -163,6 +162,21 @@ def build_eval_transform(
     config: EvalTransform, *, mean: Sequence[float], std: Sequence[float], channels: int, num_classes: int
 ) -> EvalView:
     return EvalView(config, mean=mean, std=std, num_classes=num_classes)
+
+
+def _rand_augment(notation: str, fill: tuple[int, ...] | int):
+    """timm's RandAugment. Raises UserError where timm would refuse a part of `notation`, or pass over it in silence."""
+    from timm.data import rand_augment_transform
+
+    try:
+        if not re.fullmatch(r"rand(-((m|n|mmax|inc)\d+|(mstd|p)\d+(\.\d+)?|t(weights|3aw?)))*", notation, re.ASCII):
+            raise ValueError(notation)
+        return rand_augment_transform(notation, {"img_mean": fill})
+    except (ValueError, AssertionError):
+        raise UserError(
+            f"data.train_transform.rand_augment={notation!r}: not timm's notation; write rand, then parts like -m9, "
+            f"-n2, -mstd0.5, -inc1, -p0.5, for instance rand-m9-n2-mstd0.5"
+        ) from None
 
 
 def random_box(

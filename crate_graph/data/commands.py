@@ -30,7 +30,7 @@ example:
 
 VERIFY = """\
 Check shards against their indexes, byte for byte; with --decode also every image and label.
-Exit code 0: sound. 1: something is wrong, and it says which shard and sample.
+Exit code 0: sound. 2: something is wrong, and it says which shard and sample.
 
 example:
   crate-graph shards verify fashion_mnist --decode"""

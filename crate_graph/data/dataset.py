@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import yaml
 from braceexpand import braceexpand
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crate_graph.data.index import Shard, read_shard, sha256_of_shards
 from crate_graph.errors import UserError
 from crate_graph.shipped import shipped_folder
 
 DESCRIPTION = "dataset.yaml"
+MOST_CLASSES = 1_000_000
+MOST_SHARDS = 1_000_000  # names that one pattern may stand for
 
 
 class SplitDescription(BaseModel):
@@ -29,19 +33,30 @@ class SplitDescription(BaseModel):
     bytes: Annotated[int, Field(gt=0)] | None = None
     sha256: str | None = None  # of the list of the shards' digests, see `index.sha256_of_shards`
 
+    @field_validator("shards")
+    @classmethod
+    def _names_shards(cls, pattern: str) -> str:
+        if "*" not in pattern:
+            _expand(pattern)
+        elif Path(pattern).is_absolute() or any("**" in part and part != "**" for part in Path(pattern).parts):
+            raise ValueError(f"{pattern!r} finds no shards; * stands in a path below the folder of the shards")
+        return pattern
+
 
 class Description(BaseModel):
     """The schema of `dataset.yaml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     licence: str
     source: str  # how to get the original
     channels: Annotated[int, Field(ge=1)]
-    classes: Annotated[int, Field(gt=0)] | list[str]  # names in the order of the labels, or only how many
+    classes: (
+        Annotated[int, Field(gt=0, le=MOST_CLASSES)] | Annotated[list[str], Field(max_length=MOST_CLASSES)]
+    )  # names in the order of the labels, or only how many
     mean: list[float]  # of pixels in [0, 1], per channel
-    std: list[Annotated[float, Field(gt=0.0)]]
+    std: list[Annotated[float, Field(ge=1e-6)]]
     splits: dict[str, SplitDescription]
 
     @model_validator(mode="after")
@@ -168,7 +183,9 @@ def read_description(file: Path) -> Description:
     """Read and check a `dataset.yaml`. Raises UserError naming the file and the field."""
     try:
         return check_description(yaml.safe_load(file.read_text(encoding="utf-8")), file)
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: the file is not UTF-8; save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise UserError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -190,7 +207,18 @@ def shard_paths(root: Path, pattern: str) -> list[Path]:
     """The shards that a pattern names: `*` finds what is there, `{000000..000003}` says what must be there."""
     if "*" in pattern:
         return sorted(root.glob(pattern))
-    return [root / name for name in braceexpand(pattern)]
+    return [root / name for name in _expand(pattern)]
+
+
+def _expand(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for. Raises ValueError: braces without a pair, or too many names."""
+    spans = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}", pattern)
+    names = []
+    if all(abs(int(last) - int(first)) < MOST_SHARDS for first, last in spans):  # braceexpand holds a range whole
+        names = list(islice(braceexpand(pattern), MOST_SHARDS + 1))
+    if not 0 < len(names) <= MOST_SHARDS:
+        raise ValueError(f"{pattern!r} stands for more than {MOST_SHARDS} shards; name fewer")
+    return names
 
 
 def _description_file(name_or_path: str) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,8 +119,16 @@ def write_index(index: Index) -> Path:
     body = json.dumps({"keys": index.keys, "members": index.members}, separators=(",", ":"))
     path = index_path(shard.path)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(head)[:-1] + ",\n" + body[1:] + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(head)[:-1] + ",\n" + body[1:] + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"{path.parent}: the index of {shard.name} cannot be written ({error.strerror or error}); make room there, "
+            f"or copy the shards to a folder that can be written"
+        ) from None
     return path
 
 
@@ -134,15 +143,21 @@ def read_shard(path: Path) -> Shard:
     try:
         with index_path(path).open(encoding="utf-8") as file:
             head = json.loads(file.readline().rstrip().removesuffix(",") + "}")
-        shard = Shard(path, int(head["samples"]), int(head["bytes"]), str(head["sha256"]))
-        if head["format"] != FORMAT:
-            raise ValueError(head["format"])
+        shard, name = Shard(path, head["samples"], head["bytes"], head["sha256"]), head["shard"]
+        kinds = [type(value) for value in (shard.samples, shard.bytes, shard.sha256, name)]
+        if head["format"] != FORMAT or kinds != [int, int, str, str] or not 0 < shard.samples <= shard.bytes // 1024:
+            raise ValueError(head)  # a sample takes a header of 512 bytes for its image and one for its label
     except FileNotFoundError:
         raise UserError(f"{path}: the shard has no index; make it with: crate-graph shards index {path}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
         raise UserError(
             f"{index_path(path)}: not an index of format {FORMAT}; make it again: crate-graph shards index {path}"
         ) from None
+    if name != path.name:
+        raise UserError(
+            f"{index_path(path)}: this is the index of another shard, {name}; put the shard's own index beside it, or "
+            f"make it again: crate-graph shards index {path}"
+        )
     if size != shard.bytes:
         raise UserError(
             f"{path}: the shard has {size} bytes, but its index says {shard.bytes}; it was cut off or changed: "
@@ -157,14 +172,31 @@ def read_index(path: Path) -> Index:
     try:
         data = json.loads(index_path(path).read_text(encoding="utf-8"))
         index = Index(shard, data["keys"], data["members"])
-        lengths = {len(index.keys)} | {len(v) for m in index.members.values() for v in (m["offset"], m["size"])}
-        if lengths != {shard.samples} or LABEL_EXTENSION not in index.members:
-            raise ValueError(lengths)
-    except (ValueError, KeyError, TypeError):
+        _check(index)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{index_path(path)}: the index is damaged; make it again: crate-graph shards index {path}"
         ) from None
     return index
+
+
+def _check(index: Index) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError where an index cannot be one of its shard."""
+    count, end = index.shard.samples, index.shard.bytes
+    if [type(key) for key in index.keys] != [str] * count:
+        raise ValueError("keys")
+    images = np.zeros(count, dtype=int)
+    for extension, member in index.members.items():
+        offset, size = np.array(member["offset"]), np.array(member["size"])  # (samples,) each
+        if not offset.shape == size.shape == (count,) or not offset.dtype.kind == size.dtype.kind == "i":
+            raise ValueError(extension)
+        if offset.min() < -1 or size.min() < 0 or (size > end - offset).any():
+            raise ValueError(extension)
+        if extension == LABEL_EXTENSION and offset.min() < 0:
+            raise ValueError(extension)
+        images += (offset >= 0) & (extension in IMAGE_EXTENSIONS)
+    if LABEL_EXTENSION not in index.members or (images != 1).any():
+        raise ValueError("members")
 
 
 def sha256_of(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crate_graph.data.dataset import DESCRIPTION, Description, check_description, read_description
+from crate_graph.data.dataset import DESCRIPTION, MOST_CLASSES, Description, check_description, read_description
 from crate_graph.data.decode import Damaged, decode_image
 from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_path, sha256_of_shards, write_index
 from crate_graph.data.progress import progress
@@ -63,7 +63,7 @@ def make_shards(
 
     Raises:
         UserError: shards of `split` are there already; what `open_source` raises; a label outside the classes; an image
-            that cannot be decoded among those measured.
+            that cannot be decoded among those measured; `output` cannot be written.
     """
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
@@ -103,8 +103,9 @@ def make_shards(
         }
         splits = {**(known.model_dump()["splits"] if known else {}), split: entry}
         description = check_description({**fields, "splits": splits}, output / DESCRIPTION)
+        write_description(description, folder / DESCRIPTION)
         _move(written, output, old)
-    write_description(description, output / DESCRIPTION)
+        (folder / DESCRIPTION).replace(output / DESCRIPTION)
     final = tuple(Shard(output / shard.name, shard.samples, shard.bytes, shard.sha256) for shard in written)
     return Made(output / DESCRIPTION, split, final)
 
@@ -157,7 +158,7 @@ def _number_classes(
     """The classes of dataset.yaml (names, or how many) and the class number of every item."""
     names = {item.label for item in items if isinstance(item.label, str)}
     if given is None:
-        given = sorted(names) if names else 1 + max(item.label for item in items)
+        given = sorted(names) if names else 1 + _largest_label(items, source)
     elif isinstance(given, int) and names:
         if len(names) != given:
             raise UserError(
@@ -178,12 +179,29 @@ def _number_classes(
     return given, numbers
 
 
+def _largest_label(items: list[Item], source: Path) -> int:
+    item = max(items, key=lambda item: item.label)
+    if item.label >= MOST_CLASSES:
+        raise UserError(
+            f"{source}: sample {item.key!r} has label {item.label}, but a data set has at most {MOST_CLASSES} classes; "
+            f"mend the label, or number the classes from 0"
+        )
+    return item.label
+
+
+def _read(item: Item) -> bytes:
+    try:
+        return item.read()
+    except OSError as error:
+        raise UserError(f"sample {item.key!r} cannot be read ({error}); mend or remove it") from None
+
+
 def _measure(items: list[Item], channels: int | None) -> dict[str, Any]:
     """Channels, and mean and standard deviation of the pixels in [0, 1] per channel, from some samples."""
     sums, squares, count, grey = np.zeros(3), np.zeros(3), 0, True
     for item in items:
         try:
-            pixels = np.asarray(decode_image(item.read(), 3)).reshape(-1, 3)
+            pixels = np.asarray(decode_image(_read(item), 3)).reshape(-1, 3)
         except Damaged as error:
             raise UserError(f"sample {item.key!r} cannot be decoded ({error}); mend or remove it") from None
         grey = grey and bool((pixels[:, :1] == pixels).all())
@@ -202,10 +220,20 @@ def _measure(items: list[Item], channels: int | None) -> dict[str, Any]:
 @contextmanager
 def _workplace(output: Path, split: str) -> Iterator[Path]:
     """A folder inside `output` (hence on its disk) that is gone afterwards; so is `output` where nothing came of it."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{output}: the folder cannot be made ({error.strerror}); choose another folder for --output"
+        ) from None
     try:
         with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=output) as folder:
             yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"{output}: the shards cannot be written ({error.strerror or error}); make room there, or choose another "
+            f"folder for --output"
+        ) from None
     finally:
         if not any(output.iterdir()):
             output.rmdir()
@@ -216,7 +244,7 @@ def _write_shard(path: Path, samples: list[tuple[Item, int]]) -> None:
 
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
         for item, number in samples:
-            tar.write({"__key__": item.key, item.extension: item.read(), LABEL_EXTENSION: str(number).encode()})
+            tar.write({"__key__": item.key, item.extension: _read(item), LABEL_EXTENSION: str(number).encode()})
 
 
 def _move(written: list[Shard], output: Path, old: list[Path]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +109,7 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
 def _from_tree(root: Path, files: dict[str, Callable[[], bytes]], split: str, labels: str | Path | None) -> list[Item]:
     if labels is not None:
         return _from_list(root, files, Path(labels))
-    below = _folder_of_split(list(files), split)
+    below = _folder_of_split(root, list(files), split)
     items: dict[str, Item] = {}
     classes, filled = set(), set()
     for name, read in files.items():
@@ -132,13 +134,34 @@ def _from_tree(root: Path, files: dict[str, Callable[[], bytes]], split: str, la
     return list(items.values())
 
 
-def _folder_of_split(names: list[str], split: str) -> str:
-    """The part of the path before the class folders: "", "train/", "cifar10/train/"..."""
+def _folder_of_split(root: Path, names: list[str], split: str) -> str:
+    """The part of the path before the class folders: "", "train/", "cifar10/train/"...
+
+    Raises:
+        UserError: there is no folder of `split`, and what is there looks like other splits, not like classes.
+    """
     for name in names:
         parts = name.split("/")[:-1]
         if split in parts[:-1] or (name.endswith("/") and split in parts):
             return "/".join(parts[: parts.index(split) + 1]) + "/"
+    found = _other_splits(names)
+    if found:
+        raise UserError(
+            f"{root}: no folder of split {split!r}, but what looks like the splits {', '.join(found)}; name one with "
+            f"--source-split, or if these are classes, give --labels"
+        )
     return ""
+
+
+def _other_splits(names: list[str]) -> list[str]:
+    """The folders, in their order, under each of which all images lie two or more levels deep."""
+    images = [name.split("/") for name in names if "/" in name and _extension(name) in IMAGE_EXTENSIONS]
+    images = [parts for parts in images if not any(part.startswith(".") for part in parts)]
+    depth, found = 0, set()
+    while len(found) < 2 and images and all(len(parts) > depth + 2 for parts in images):
+        found = {parts[depth] for parts in images}
+        depth += 1
+    return sorted(found)
 
 
 def _from_list(root: Path, files: dict[str, Callable[[], bytes]], labels: Path) -> list[Item]:
@@ -146,7 +169,11 @@ def _from_list(root: Path, files: dict[str, Callable[[], bytes]], labels: Path) 
     try:
         lines = labels.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{labels}: there is no such file of labels") from None
+        raise UserError(f"{labels}: there is no such file of labels; name one after --labels") from None
+    except OSError as error:
+        raise UserError(f"{labels}: the labels cannot be read ({error.strerror}); name a text file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{labels}: the labels are not UTF-8; save them as a text file in UTF-8") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -154,10 +181,18 @@ def _from_list(root: Path, files: dict[str, Callable[[], bytes]], labels: Path) 
         name = name.strip()
         if name not in files or _extension(name) not in IMAGE_EXTENSIONS:
             raise UserError(f"{labels}: line {number}: {name or line!r} is no image in {root}; write: PATH CLASS")
-        _add(items, root, name, int(label) if label.isdigit() else label, files[name])
+        _add(items, root, name, _class(label), files[name])
     if not items:
         raise UserError(f"{labels}: the file of labels is empty; write one line per image: PATH CLASS")
     return list(items.values())
+
+
+def _class(label: str) -> str | int:
+    """A class number, or the name of a class: digits that make no number (as "²") are a name."""
+    try:
+        return int(label) if label.isdecimal() else label
+    except ValueError:  # Python reads no number of thousands of digits
+        return label
 
 
 def _add(items: dict[str, Item], root: Path, name: str, label: str | int, read: Callable[[], bytes]) -> None:
@@ -189,8 +224,11 @@ def _from_shards(indexes: list[Index]) -> list[Item]:
 
 
 def _is_idx(path: Path) -> bool:
-    with _open(path) as file:
-        start = file.read(4)
+    try:
+        with _open(path) as file:
+            start = file.read(4)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: the file is cut off ({error}); fetch it again") from None
     return len(start) == 4 and start[:3] == b"\x00\x00\x08" and start[3] in (1, 3)
 
 
@@ -211,13 +249,15 @@ def read_idx(path: str | Path) -> np.ndarray:
         with _open(path) as file:
             data = file.read()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: there is no such file; name an IDX file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a folder; name an IDX file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the file is cut off ({error}); fetch it again") from None
-    dimensions = data[3] if data[:3] == b"\x00\x00\x08" else 0
-    shape = np.frombuffer(data, dtype=">u4", count=dimensions, offset=4).astype(int)
+    dimensions = data[3] if data[:3] == b"\x00\x00\x08" and len(data) > 3 else 0
     start = 4 + 4 * dimensions
-    if not dimensions or len(data) != start + shape.prod():
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    if not dimensions or len(data) != start + math.prod(shape):
         raise UserError(f"{path}: this is no whole IDX file of bytes; fetch it again")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
 
@@ -226,7 +266,7 @@ def _from_idx(path: Path, labels: str | Path | None) -> list[Item]:
     if labels is None:
         raise UserError(f"{path}: IDX images need their labels; add --labels FILE")
     images, classes = read_idx(path), read_idx(labels)
-    if images.ndim != 3 or classes.shape != images.shape[:1]:
+    if images.ndim != 3 or classes.shape != images.shape[:1] or not images.size:
         raise UserError(f"{labels}: labels of shape {classes.shape} for images of shape {images.shape}; name the pair")
     return [Item(f"{n:05d}", "png", int(classes[n]), partial(_png, images[n])) for n in range(len(images))]
 

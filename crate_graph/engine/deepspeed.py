@@ -7,7 +7,9 @@ optimizer, so the numbers are those of the accelerate engine; DeepSpeed partitio
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -188,8 +190,9 @@ class DeepSpeedEngine(Engine):
 def _import_deepspeed():
     """DeepSpeed without its chatter, and without the CPU operator that it would compile at the first start."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-    import deepspeed.ops
+    with redirect_stdout(sys.stderr):  # standard output belongs to the result
+        import deepspeed
+        import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from crate_graph.data import Dataset, PlannedLoader
 from crate_graph.data.augment import build_eval_transform
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Task
+from crate_graph.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def build_eval_loader(
@@ -47,15 +52,28 @@ def build_eval_loader(
 
 def evaluate_split(
     measure: Callable[[MicroBatch], Tensor], task: Task, loader: PlannedLoader, ranks: Ranks
-) -> tuple[dict[str, float], list]:
-    """Metrics over all samples, alike on all ranks, and this rank's damaged samples (left out of them). Collective."""
-    sums, damaged = None, []
+) -> tuple[dict[str, float], int]:
+    """Metrics over all good samples, and how many damaged ones were left out; alike on all ranks. Collective.
+
+    Raises:
+        UserError: every sample is damaged.
+    """
+    sums, damaged = None, 0
     for batch in loader.epoch(0):
-        damaged += batch.damaged
+        for sample in batch.damaged:
+            logger.warning("damaged evaluation sample left out: %s", sample)
+        damaged += len(batch.damaged)
         batch = batch.to(ranks.device, non_blocking=True)
         part = measure((batch.images, batch.targets, batch.weights))
         sums = part if sums is None else sums + part
     assert sums is not None, "a split holds at least one sample"
+    sums = torch.cat((sums, sums.new_tensor([damaged])))
     if ranks.world > 1:
         dist.all_reduce(sums)
-    return task.summarize(sums), damaged
+    damaged = int(sums[-1].item())
+    if damaged >= loader.split.samples:
+        raise UserError(
+            f"{loader.split.shards[0].path.parent}: all samples of the split {loader.split.name} are damaged; "
+            f"check it with: crate-graph shards verify --decode"
+        )
+    return task.summarize(sums[:-1]), damaged

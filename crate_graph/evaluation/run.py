@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crate_graph.checkpoint.manifest import read_manifest, read_verified
 from crate_graph.checkpoint.model import load_model
 from crate_graph.checkpoint.store import resolve
 from crate_graph.cluster.groups import process_group
@@ -21,8 +21,6 @@ from crate_graph.errors import UserError
 from crate_graph.evaluation.classification import build_eval_loader, evaluate_split
 from crate_graph.tasks import ClassificationTask
 
-logger = logging.getLogger(__name__)
-
 
 def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Metrics of `checkpoint` on the data set `data`, in the precision and with the view that its recipe evaluates
@@ -34,6 +32,7 @@ def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[
         UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model.
     """
     folder = resolve(checkpoint)
+    read_verified(folder, read_manifest(folder), "recipe.yaml")
     recipe = load_recipe(folder / "recipe.yaml", [f"data.dataset={data}", "data.root=null", *overrides])
     model, manifest = load_model(folder, use_ema=None if recipe.evaluation.use_ema else False)
     dataset = open_dataset(recipe.data.dataset, recipe.data.root)
@@ -54,8 +53,6 @@ def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[
             metrics, damaged = evaluate_split(measure, objective.task, loader, ranks)
         finally:
             loader.close()
-    for sample in damaged:
-        logger.warning("damaged sample left out: %s", sample)
     samples = loader.split.samples
     return {
         "checkpoint": str(folder),
@@ -63,7 +60,7 @@ def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[
         "dataset": dataset.name,
         "split": recipe.data.eval_split,
         "samples": samples,
-        "damaged": len(damaged),
+        "damaged": damaged,
         **metrics,
     }
 

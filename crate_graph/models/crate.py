@@ -162,6 +162,11 @@ class CRATE(nn.Module):
         _check_choice("global_pool", global_pool, POOLS)
         _check_choice("activation", activation, ACTIVATIONS)
         _check_choice("residual", residual, RESIDUALS)
+        for name, value in {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}={value!r} must be a whole number of 1 or more")
+        if min(to_2tuple(patch_size)) < 1:
+            raise UserError(f"patch_size={patch_size!r} must be 1 or more")
         if embed_dim % num_heads:
             raise UserError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of the two")
 

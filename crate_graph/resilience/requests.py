@@ -8,36 +8,41 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GRACE = 5.0  # seconds in which a further signal says the same: torchrun passes on what the scheduler sends to all
 
 
 class Requests:
     """Collects requests for one process.
 
-    SIGTERM and SIGUSR1 ask for a save and a stop; a second signal ends the process at once.
+    SIGTERM and SIGUSR1 ask for a save and a stop; a further signal, seconds later, ends the process at once.
     The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes
     them.
     """
 
     def __init__(self, run_dir: Path, is_main: bool):
         self._switches = (run_dir / "save-now", run_dir / "stop-now") if is_main else None
-        self._signalled = False
+        self._signalled_at: float | None = None
+        self._stop = False
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._signalled:
+        now = time.monotonic()
+        if self._signalled_at is not None and now - self._signalled_at > GRACE:
             os._exit(128 + number)  # the last checkpoint is whole: it was renamed into place or it is not there
-        self._signalled = True
+        self._signalled_at = self._signalled_at or now
+        self._stop = True
 
     def poll(self) -> tuple[bool, bool]:
         """(save?, stop?) as this process knows it now."""
         save = False
         if self._switches:
             save, stop = (_take(path) for path in self._switches)
-            self._signalled |= stop
-        return save, self._signalled
+            self._stop |= stop
+        return save, self._stop
 
     def close(self) -> None:
         for number, handler in self._previous.items():

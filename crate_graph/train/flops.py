@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from crate_graph.errors import UserError
 from crate_graph.models import create_model
 
 # Dense tensor-core peak in TFLOP/s for 16-bit inputs, from the vendor's data sheets.
@@ -15,12 +16,23 @@ def forward_flops(name: str, kwargs: dict, num_classes: int, image_shape: tuple[
     """Floating-point operations of one image's forward pass; a multiply-add counts as two.
 
     Counted by tracing the model on the meta device, so no memory is taken and nothing is computed.
+
+    Raises:
+        UserError: there is no such model, or it does not take such an image.
     """
-    with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes, **kwargs).eval()
-        image = torch.zeros(1, *image_shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+    try:
+        with torch.device("meta"):
+            model = create_model(name, num_classes=num_classes, **kwargs).eval()
+            image = torch.zeros(1, *image_shape)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(image)
+    except Exception as error:  # whatever it is, only the arguments can be its cause
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        shape = "x".join(map(str, image_shape))
+        raise UserError(
+            f"model {name}, kwargs {kwargs}, image {shape}: {reason}; check model.name, model.kwargs and the sizes in "
+            f"data.train_transform and data.eval_transform"
+        ) from error
     return counter.get_total_flops()
 
 

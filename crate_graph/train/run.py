@@ -30,7 +30,7 @@ from crate_graph.data.augment import build_train_transform
 from crate_graph.data.index import sha256_of_shards
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective
-from crate_graph.errors import UserError
+from crate_graph.errors import RunFailed, UserError
 from crate_graph.evaluation.classification import build_eval_loader
 from crate_graph.models import create_model
 from crate_graph.models.checkpointing import set_activation_checkpointing
@@ -70,9 +70,14 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
             if ranks.is_main:
                 folder.claim()
         stack.enter_context(_log_to_file(folder, ranks))
-        loop = _set_up(recipe, folder, resume, ranks, stack)
+        try:
+            loop = _set_up(recipe, folder, resume, ranks, stack)
+        except UserError:
+            folder.discard_if_new()
+            raise
         first = loop.step
-        loop.run()
+        with _naming_a_lost_peer():
+            loop.run()
         with agree(ranks):
             loop.saver.writer.wait()
         summary = _summarize(recipe, folder, loop, first, started, ranks)
@@ -94,6 +99,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         stack.callback(loader.close)
         eval_loader = build_eval_loader(recipe, dataset, ranks, mean=dataset.mean, std=dataset.std)
         stack.callback(eval_loader.close)
+        flops = check_model(recipe, dataset)
         model = build_model(recipe, dataset, init=resume_from is None)
 
     model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
@@ -145,7 +151,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         requests=requests,
         log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main else None,
         display=display,
-        clock=_clock(recipe, dataset, ranks),
+        clock=_clock(recipe, flops, ranks),
         last_step=last_step,
         step=state["step"],
         damaged=state["damaged"],
@@ -177,6 +183,20 @@ def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Mo
     if checkpointing.mode != "none":
         set_activation_checkpointing(model, checkpointing.mode, checkpointing.k)
     return model
+
+
+def check_model(recipe: Recipe, dataset: Dataset) -> int:
+    """FLOPs of the forward pass of one training image, counted before the model takes any memory.
+
+    Raises:
+        UserError: the model cannot be built, or does not take the images of training or evaluation.
+    """
+    model, data = recipe.model, recipe.data
+    sizes = (data.eval_transform.size, data.train_transform.size)
+    counts = [
+        forward_flops(model.name, model.kwargs, dataset.num_classes, (dataset.channels, size, size)) for size in sizes
+    ]
+    return counts[-1]
 
 
 def build_train_loader(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> PlannedLoader:
@@ -215,7 +235,13 @@ def _checkpoint_to_resume(store: CheckpointStore, resume: str) -> Path | None:
                 f"with --resume auto"
             )
         return None
-    return resolve(resume)
+    chosen = resolve(resume)
+    if newest is not None and newest.path.resolve() != chosen.resolve():
+        raise UserError(
+            f"{store.folder.parent}: holds a run at step {newest.step}, which training from {chosen} would overwrite; "
+            f"choose another --run-dir, or remove the later checkpoints"
+        )
+    return chosen
 
 
 def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
@@ -235,13 +261,11 @@ def _last_step(recipe: Recipe, steps_per_epoch: int) -> int:
     return min(planned, recipe.schedule.max_steps or planned)
 
 
-def _clock(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> StepClock:
-    size = recipe.data.train_transform.size
-    forward = forward_flops(recipe.model.name, recipe.model.kwargs, dataset.num_classes, (dataset.channels, size, size))
+def _clock(recipe: Recipe, flops: int, ranks: Ranks) -> StepClock:
     peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
     return StepClock(
         recipe.batch.global_batch,
-        flops_per_image=3.0 * forward,  # the backward pass computes two products for each of the forward pass
+        flops_per_image=3.0 * flops,  # the backward pass computes two products for each of the forward pass
         peak_flops=None if peak is None else peak * ranks.world,
     )
 
@@ -267,6 +291,16 @@ def _summarize(
         "world_size": ranks.world,
         "checkpoint": str(newest.path) if newest else None,
     }
+
+
+@contextmanager
+def _naming_a_lost_peer() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            raise RunFailed("another process of the run has ended; its own message or log says why") from error
+        raise
 
 
 @contextmanager

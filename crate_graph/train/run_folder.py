@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.summary = path / "summary.json"
         self._lock: Any = None
+        self._new = False
 
     def claim(self) -> None:
         """Make the folder and lock it for this process (the main one of the run).
@@ -53,6 +55,7 @@ class RunFolder:
         Raises:
             UserError: it cannot be written, or another run is using it.
         """
+        self._new = not self.path.exists()
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another run is using this folder; wait for it, or choose another --run-dir"
             ) from None
+
+    def discard_if_new(self) -> None:
+        """A run that was refused before it began leaves no folder behind."""
+        if self._new:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def release(self) -> None:
         if self._lock is not None:

@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from crate_graph.config.schema import EvalTransform, TrainTransform
 from crate_graph.data.augment import build_eval_transform, build_train_transform, random_box
+from crate_graph.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -126,3 +127,21 @@ def test_mixtures_keep_the_mass_of_the_targets(config):
     if "mixup" in config and "cutmix" not in config:
         weight = targets[0, 0]
         torch.testing.assert_close(mixed[0], weight * images[0] + (1 - weight) * images[3])
+
+
+@pytest.mark.parametrize(
+    "notation",
+    ["rand-m9-n2-mstd0.5", "rand", "rand-m9-mstd0.5-inc1", "rand-m15-mmax20-n3-p0.5", "rand-m9-tweights", "rand-t3a"],
+)
+def test_the_notation_of_rand_augment(notation):
+    assert train(rand_augment=notation).view(picture(), (0, 0, 1)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "notation",
+    ["m9", "augmix-m5", "rand_m9", "rand-m", "rand-mx", "rand-m9.5", "rand-m9x", "rand-q3", "rand-m9-", "rand-m-9"]
+    + ["rand-mstdinf", "rand-w0", "rand-tnothing", "Rand-m9", "rand-m9\n", "rand-m²"],
+)
+def test_what_is_not_the_notation_of_rand_augment(notation):
+    with pytest.raises(UserError, match=r"data\.train_transform\.rand_augment=.*rand-m9-n2-mstd0\.5"):
+        train(rand_augment=notation)

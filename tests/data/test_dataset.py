@@ -67,6 +67,15 @@ def test_root_overrides_the_folder(make_dataset, tmp_path):
         ({"colour": 1}, "colour: Extra inputs"),
         ({"classes": ["a", "a"]}, "one name"),
         ({"split": {"shards": "test-*.tar"}}, "no shard test-\\*.tar"),
+        ({"mean": [0.5, 0.5, float("nan")]}, r"mean\.2: .*finite"),
+        ({"std": [0.5, 0.5, float("inf")]}, r"std\.2: .*finite"),
+        ({"std": [0.5, 0.5, 1e-7]}, r"std\.2: .*0.000001"),
+        ({"classes": 1_000_001}, "classes.*1000000"),
+        ({"split": {"shards": "train-{0..3.tar"}}, r"splits\.train\.shards: .*Unbalanced"),
+        ({"split": {"shards": "/data/train-*.tar"}}, r"splits\.train\.shards: .*below the folder"),
+        ({"split": {"shards": "a**/*.tar"}}, r"splits\.train\.shards: .*below the folder"),
+        ({"split": {"shards": "train-{0..1000000000000}.tar"}}, "more than 1000000 shards"),
+        ({"split": {"shards": "{0..9999}-{0..9999}.tar"}}, "more than 1000000 shards"),
     ],
 )
 def test_a_description_that_does_not_fit(make_dataset, change, message):
@@ -80,6 +89,12 @@ def test_missing_split_and_bad_yaml(make_dataset):
     dataset = make_dataset((3,))
     with pytest.raises(UserError, match="has no split 'val'; it has train"):
         dataset.split("val")
+    dataset.file.write_bytes("name: fl\xf4rs".encode("latin-1"))
+    with pytest.raises(UserError, match=r"dataset\.yaml: the file is not UTF-8"):
+        open_dataset(dataset.file)
+    dataset.file.write_text("name: 2026-19-39")
+    with pytest.raises(UserError, match="not YAML"):
+        open_dataset(dataset.file)
     dataset.file.write_text("name: [")
     with pytest.raises(UserError, match="not YAML"):
         open_dataset(dataset.file)

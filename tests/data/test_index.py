@@ -92,3 +92,62 @@ def test_missing_shard_missing_index_foreign_index(good):
     good.unlink()
     with pytest.raises(UserError, match="the shard is missing"):
         read_shard(good)
+
+
+def test_the_index_of_another_shard_is_refused(good):
+    other = good.with_name("b.tar")
+    other.write_bytes(good.read_bytes())
+    index_path(other).write_text(index_path(good).read_text())
+    with pytest.raises(UserError, match=r"index of another shard, a\.tar.*crate-graph shards index .*b\.tar"):
+        read_shard(other)
+
+
+@pytest.mark.parametrize("field", ["samples", "bytes", "sha256", "shard"])
+@pytest.mark.parametrize("value", [None, "x", 1e30, -1, 10**9, [1]])
+def test_a_malformed_head_is_refused(good, field, value):
+    head, rest = index_path(good).read_text().split("\n", 1)
+    head = json.loads(head.removesuffix(",") + "}")
+    index_path(good).write_text(json.dumps({**head, field: value})[:-1] + ",\n" + rest)
+    if field == "sha256" and value == "x":
+        assert read_shard(good).sha256 == "x"  # the bytes are compared by verify, not at each opening
+        return
+    with pytest.raises(UserError, match="crate-graph shards index") as error:
+        read_shard(good)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("offset", ["1", "2", "3", "4"]),
+        ("offset", [1e30] * 4),
+        ("offset", [512.0] * 4),
+        ("offset", [10**30] * 4),
+        ("offset", [-2] * 4),
+        ("offset", [-1] * 4),
+        ("offset", [[512]] * 4),
+        ("offset", [512] * 3),
+        ("offset", None),
+        ("size", [-1] * 4),
+        ("size", [10**6] * 4),
+        ("size", [2**63 - 1] * 4),
+    ],
+)
+@pytest.mark.parametrize("extension", ["cls", "png"])
+def test_malformed_members_are_refused(good, extension, part, value):
+    document = json.loads(index_path(good).read_text())
+    document["members"][extension][part] = value
+    refuse(good, document)
+
+
+@pytest.mark.parametrize("change", [{"members": None}, {"members": []}, {"members": {"cls": None}}, {"keys": [1] * 4}])
+def test_a_malformed_body_is_refused(good, change):
+    refuse(good, {**json.loads(index_path(good).read_text()), **change})
+
+
+def refuse(path, document):
+    head = {name: document.pop(name) for name in ("format", "shard", "samples", "bytes", "sha256")}
+    index_path(path).write_text(json.dumps(head)[:-1] + ",\n" + json.dumps(document)[1:] + "\n")
+    assert read_shard(path).samples == 4
+    with pytest.raises(UserError, match="index is damaged; make it again: crate-graph shards index"):
+        read_index(path)

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import gzip
 import json
 import shutil
@@ -12,6 +13,7 @@ from crate_graph.data.commands import add_parser
 from crate_graph.data.dataset import open_dataset
 from crate_graph.data.index import build_index, read_index, sha256_of
 from crate_graph.data.make import index_shards, make_shards
+from crate_graph.data.sources import read_idx
 from crate_graph.data.stream import SampleReader
 from crate_graph.data.verify import verify_shards
 from crate_graph.errors import UserError
@@ -183,14 +185,59 @@ def test_a_bad_source_leaves_nothing(tree, tmp_path, picture, how, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_while_writing_leaves_nothing(tree, tmp_path, monkeypatch):
-    def fail(index):
-        raise OSError("disk full")
+@pytest.mark.parametrize("step", ["_write_shard", "write_index", "write_description"])
+def test_a_failure_while_writing_leaves_nothing(tree, tmp_path, monkeypatch, step):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("crate_graph.data.make.write_index", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(f"crate_graph.data.make.{step}", fail)
+    with pytest.raises(UserError, match="out: the shards cannot be written .No space left on device.; make room"):
         make_shards(tree, tmp_path / "out", split="train", shard_samples=4)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_cannot_be_written_leaves_nothing(make_dataset, monkeypatch):
+    root = make_dataset((3,)).root
+    before = sorted(path.name for path in root.iterdir())
+
+    def fail(path, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(UserError, match="index of train-000000.tar cannot be written .*make room"):
+        index_shards([root])
+    assert sorted(path.name for path in root.iterdir()) == before
+
+
+def test_an_output_that_cannot_be_written(tree, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below", "/proc/crate-graph"):
+        with pytest.raises(UserError, match=f"^{output}: the folder cannot be made .*--output"):
+            make_shards(tree, output, split="train")
+    with pytest.raises(UserError, match="^/proc: the shards cannot be written .*--output"):
+        make_shards(tree, "/proc", split="train")
+
+
+@pytest.mark.parametrize(("top", "found"), [("", "test, train"), ("deep/", "test, train"), ("train/", "train")])
+def test_splits_are_not_taken_for_classes(tree, tmp_path, top, found):
+    source = tmp_path / "other"
+    if top == "train/":
+        shutil.rmtree(tree / "test")
+        tree.rename(source)
+    else:
+        (source / top).parent.mkdir(exist_ok=True)
+        shutil.copytree(tree, source / top)
+    with pytest.raises(UserError, match=f"no folder of split 'val', but .* splits {found}; .*--source-split"):
+        make_shards(source, tmp_path / "out", split="val")
+    make_shards(source, tmp_path / "out", split="val", source_split="train")
+    assert open_dataset(tmp_path / "out").classes == ("ant", "bee")
+
+
+def test_folders_inside_one_class_do_not_make_it_a_split(tree, tmp_path, picture):
+    (tree / "train" / "ant" / "red").mkdir()
+    (tree / "train" / "ant" / "red" / "0.png").write_bytes(picture(1))
+    make_shards(tree / "train", tmp_path / "out", split="val")
+    assert open_dataset(tmp_path / "out").classes == ("ant", "bee")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +246,8 @@ def test_a_failure_while_writing_leaves_nothing(tree, tmp_path, monkeypatch):
         ("train/ant/0.png 7", "label 7, which is none of the 2 classes"),
         ("train/ant/0.png cat", "label 'cat', which is none"),
         ("train/ant/77.png ant", "line 1: 'train/ant/77.png' is no image"),
+        ("train/ant/0.png ²", "label '²', which is none"),
+        (f"train/ant/0.png {'9' * 5000}", "label '999.*', which is none"),
         ("", "file of labels is empty"),
     ],
 )
@@ -208,6 +257,40 @@ def test_bad_labels(tree, tmp_path, line, message):
         make_shards(
             tree, tmp_path / "out", split="train", labels=tmp_path / "labels.txt", about={"classes": ["ant", "bee"]}
         )
+
+
+def test_labels_that_cannot_be_read(tree, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("train/ant/0.png b\xe9b\xe9\n".encode("latin-1"))
+    (tmp_path / "large.txt").write_text("train/ant/0.png 1000000\n")
+    for name, message in (
+        ("latin.txt", "latin.txt: the labels are not UTF-8"),
+        ("source", "source: the labels cannot be read .*name a text file"),
+        ("none.txt", "none.txt: there is no such file of labels"),
+        ("large.txt", "'train/ant/0' has label 1000000, but a data set has at most 1000000 classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_shards(tree, tmp_path / "out", split="train", labels=tmp_path / name)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+@pytest.mark.parametrize("content", [b"\0\0\x08\x03\0\0", b"\0\0\x08\x03", b"\0\0\x08\xff", b"\0\0\x08"])
+def test_a_short_idx_header(tmp_path, pack, content):
+    (tmp_path / "images").write_bytes(pack(content))
+    with pytest.raises(UserError, match="no whole IDX file"):
+        read_idx(tmp_path / "images")
+
+
+def test_idx_labels_that_are_a_folder_and_idx_files_that_are_empty_or_broken(tmp_path):
+    (tmp_path / "images").write_bytes(b"\0\0\x08\x03" + bytes(12))
+    (tmp_path / "labels").write_bytes(b"\0\0\x08\x01" + bytes(4))
+    (tmp_path / "broken").write_bytes(gzip.compress((tmp_path / "images").read_bytes())[:12])
+    for source, labels, message in (
+        ("images", "", "this is a folder; name an IDX file"),
+        ("images", "labels", "for images of shape"),
+        ("broken", "labels", "broken: the file is cut off"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_shards(tmp_path / source, tmp_path / "out", split="train", labels=tmp_path / labels)
 
 
 def test_class_names_must_complete_a_count(tree, tmp_path):
@@ -280,6 +363,12 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         run("shards", command, "--help")
     assert end.value.code == 0 and f"crate-graph shards {command}" in capsys.readouterr().out
+
+
+def test_the_help_of_verify_tells_its_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        run("shards", "verify", "--help")
+    assert "0: sound. 2: something is wrong" in capsys.readouterr().out  # as test_command_line finds it
 
 
 def test_the_shipped_shards_are_sound():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from crate_graph.cli import main
 from crate_graph.data.index import read_index
 from crate_graph.shipped import shipped_folder
 
@@ -33,7 +34,7 @@ def refused(run, *words):
 
 
 def untouched(run):
-    assert not list((run.run_dir / "checkpoints").glob("*")) and not (run.run_dir / "summary.json").exists()
+    assert not run.run_dir.exists()
 
 
 def test_missing_shard(runner, data, request):
@@ -119,6 +120,49 @@ def test_checkpoint_of_another_architecture(runner, trained):
     run = runner.train("wider", "model.kwargs.embed_dim=48", options=["--resume", str(checkpoint)])
     refused(run, checkpoint, "another architecture")
     untouched(run)
+
+
+def test_going_back_inside_a_run_is_refused(runner, trained):
+    """Its later checkpoints are not silently kept in the place of new ones."""
+    earlier = trained.run_dir / "checkpoints" / "step-00000010"
+    run = runner.train("trained", "schedule.max_steps=30", options=["--resume", str(earlier)])
+    refused(run, "step 20", "--run-dir")
+    elsewhere = runner.trained("elsewhere", options=["--resume", str(earlier)])
+    assert elsewhere.losses == {step: loss for step, loss in trained.losses.items() if step > 10}
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_gives_way(runner):
+    (runner.folder / "occupied" / "checkpoints" / "step-00000020").mkdir(parents=True)
+    run = runner.trained("occupied")
+    assert (run.run_dir / "checkpoints" / "step-00000020" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.eval_transform.size=35",
+        "model.kwargs.patch_size=5",
+        "model.kwargs.patch_size=0",
+        "model.kwargs.embed_dim=abc",
+        "model.kwargs.depth=0",
+        "model.kwargs.num_classes=3",
+        "model.kwargs.in_chans=3",
+        "model.name=crate_tinny",
+        "data.dataset=fashion",
+        "data.eval_split=val",
+        "name=../elsewhere",
+        "seed=20241101120000",
+    ],
+)
+def test_a_refused_recipe_leaves_no_folder(runner, override, capfd):
+    """In this process, since nothing is trained."""
+    run_dir = runner.folder / "refused"
+    code = main(["train", str(runner.recipe), override, "--run-dir", str(run_dir)])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("crate-graph: error:")]
+    assert code == 2 and len(lines) == 1
+    key, _, value = override.partition("=")
+    assert value in lines[0] or key.rpartition(".")[2] in lines[0]
+    assert not run_dir.exists()
 
 
 def test_resume_never_spares_an_old_run(runner, trained):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -63,14 +64,19 @@ def test_switch_files(runner):
     assert not (folder / "save-now").exists() and not (folder / "stop-now").exists()
 
 
-def test_a_second_signal_ends_at_once(runner):
-    process = runner.start("impatient", LONG, "checkpoint.every_steps=5")
-    wait_for_step(runner, "impatient", process, 10)
-    process.send_signal(signal.SIGSTOP)  # both signals are there when it wakes
+@pytest.mark.parametrize("pause, code", [(0.0, 0), (0.4, 128 + signal.SIGUSR1)])
+def test_a_further_signal(tmp_path, pause, code):
+    """At the same time it says the same; later on it ends the process at once."""
+    program = (
+        "import sys, time; from pathlib import Path; from crate_graph.resilience import requests\n"
+        "requests.GRACE = 0.2; r = requests.Requests(Path(sys.argv[1]), True); print('ready', flush=True)\n"
+        "end = time.monotonic() + 2.0\n"
+        "while time.monotonic() < end: time.sleep(0.01)\n"
+        "sys.exit(0 if r.poll() == (False, True) else 9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
     process.send_signal(signal.SIGTERM)
+    time.sleep(pause)
     process.send_signal(signal.SIGUSR1)
-    process.send_signal(signal.SIGCONT)
-    run = runner.finish(process, "impatient")
-    assert run.code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-    names = [path.name for path in (run.run_dir / "checkpoints").iterdir() if not path.name.startswith(".")]
-    assert names and all((run.run_dir / "checkpoints" / name / "manifest.json").exists() for name in names)
+    assert process.wait(timeout=60) == code
