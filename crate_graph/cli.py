@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,14 +111,17 @@ def _train(args: argparse.Namespace) -> int:
 def _say_what_next(run_dir: str, dataset: str) -> None:
     from crate_graph.cluster.ranks import discover
 
-    if discover().rank == 0:
-        here = Path(sys.executable).parent
-        print(
-            f"\nWorth trying next:\n"
-            f"  {here / 'crate-graph'} evaluate {run_dir} --data {dataset}\n"
-            f"  {here / 'crate-graph'} export {run_dir} --format timm --output {run_dir}/timm\n"
-            f"  {here / 'tensorboard'} --logdir {run_dir}/tensorboard"
-        )
+    if discover().rank != 0:
+        return
+    here = Path(sys.executable).parent
+    commands = [
+        ["crate-graph", "evaluate", run_dir, "--data", dataset],
+        ["crate-graph", "export", run_dir, "--format", "timm", "--output", f"exported/{Path(run_dir).name}"],
+        ["tensorboard", "--logdir", f"{run_dir}/tensorboard"],
+    ]
+    print("\nWorth trying next:")
+    for program, *words in commands:
+        print(f"  {shlex.join([str(here / program), *words])}")
 
 
 def _add_evaluate(verbs) -> None:

@@ -29,6 +29,8 @@ def process_group(ranks: Ranks, *, timeout: timedelta = timedelta(minutes=10)) -
         torch.cuda.set_device(device)
     alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if ranks.world == 1 else {}
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed refuses to start without it
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it says on every rank that it found no GPU
     dist.init_process_group(backend, timeout=timeout, **alone)
     try:
         yield

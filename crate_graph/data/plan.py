@@ -58,8 +58,8 @@ def plan_epoch(
         raise UserError("the shards hold no sample; name shards that do")
     if tail == "drop" and total < global_batch:
         raise UserError(
-            f"{total} samples are fewer than one global batch of {global_batch}, so an epoch has no step; "
-            f"choose a batch.global_batch of at most {total}"
+            f"{total} samples are fewer than one global batch of {global_batch}, so an epoch has no step; choose a "
+            f"batch.global_batch of at most {total} that data.slots={slots} divides, or fewer slots"
         )
     return EpochPlan(counts, seed, epoch, slots, global_batch, block, shuffle, tail)
 

@@ -11,14 +11,15 @@ import signal
 import time
 from pathlib import Path
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE = 5.0  # seconds in which a further signal says the same: torchrun passes on what the scheduler sends to all
 
 
 class Requests:
     """Collects requests for one process.
 
-    SIGTERM and SIGUSR1 ask for a save and a stop; a further signal, seconds later, ends the process at once.
+    Ctrl-C (SIGINT), SIGTERM and SIGUSR1 ask for a save and a stop; a further signal, seconds later, ends the
+    process at once.
     The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes
     them.
     """

@@ -6,8 +6,8 @@ checkpoint to resume, which also sets optimizer, average, loss scale, guard and 
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -76,6 +76,8 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
             folder.discard_if_new()
             raise
         first = loop.step
+        if first >= loop.last_step and folder.summary.exists():
+            return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
         with _naming_a_lost_peer():
             loop.run()
         with agree(ranks):
@@ -134,8 +136,12 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
     last_step = _last_step(recipe, loader.steps())
     display = Display(last_step, state["step"], ranks.is_main)
     stack.callback(display.close)
+    goes_on = state["step"] < last_step
+    display.say(
+        f"{recipe.model.name}: {saver.parameters:,} parameters; {loader.split.samples:,} images of "
+        f"{dataset.name}; {ranks.world} x {ranks.device.type}; {recipe.precision}; writing to {folder.path}"
+    )
     if resume_from is not None:
-        goes_on = state["step"] < last_step
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main)
     stack.callback(requests.close)
@@ -149,7 +155,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         guard=guard,
         saver=saver,
         requests=requests,
-        log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main else None,
+        log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main and goes_on else None,
         display=display,
         clock=_clock(recipe, flops, ranks),
         last_step=last_step,
@@ -281,7 +287,7 @@ def _summarize(
         "step": loop.step,
         "epochs": loop.step / loop.steps_per_epoch,
         "metrics": loop.metrics,
-        "parameters": sum(math.prod(shape) for shape in loop.saver.shapes.values()),
+        "parameters": loop.saver.parameters,
         "images_trained": (loop.step - first) * recipe.batch.global_batch,
         "seconds": round(time.time() - started, 1),
         "skipped_steps": loop.guard.skipped,

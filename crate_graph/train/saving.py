@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class Saver:
         self.engine, self.ema, self.loss_scale, self.guard = engine, ema, loss_scale, guard
         self.stream, self.shapes = stream, shapes
         self.writer = BackgroundWriter(store.folder)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def save(self, step: int, damaged: int, metrics: dict[str, float]) -> None:
         """Collective. Returns when the copy is taken; what goes wrong later is raised by `writer.wait`."""

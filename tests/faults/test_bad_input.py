@@ -131,6 +131,15 @@ def test_going_back_inside_a_run_is_refused(runner, trained):
     assert elsewhere.losses == {step: loss for step, loss in trained.losses.items() if step > 10}
 
 
+def test_repeating_a_finished_run_changes_nothing(runner):
+    first = runner.trained("repeated")
+    names = ("summary.json", "environment.json", "metrics.jsonl", "recipe.yaml")
+    before = [(first.run_dir / name).read_bytes() for name in names]
+    again = runner.trained("repeated")
+    assert "is where the recipe ends" in again.err
+    assert [(first.run_dir / name).read_bytes() for name in names] == before
+
+
 def test_a_folder_that_only_looks_like_a_checkpoint_gives_way(runner):
     (runner.folder / "occupied" / "checkpoints" / "step-00000020").mkdir(parents=True)
     run = runner.trained("occupied")

@@ -42,11 +42,14 @@ def test_a_signal_to_one_rank_stops_both(runner, number):
     assert_stopped_whole(runner.finish(process, run))
 
 
-def test_a_signal_to_loader_workers_too(runner):
-    process = runner.start("group", LONG, "data.workers=2")
-    wait_for_step(runner, "group", process, 5)
-    os.killpg(process.pid, signal.SIGTERM)
-    assert_stopped_whole(runner.finish(process, "group"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_loader_workers_too(runner, number):
+    """A scheduler signals every process of a job, and so does Ctrl-C."""
+    run = f"group-{number.name}"
+    process = runner.start(run, LONG, "data.workers=2")
+    wait_for_step(runner, run, process, 5)
+    os.killpg(process.pid, number)
+    assert_stopped_whole(runner.finish(process, run))
 
 
 def test_switch_files(runner):
