@@ -22,6 +22,7 @@ def set_activation_checkpointing(model: nn.Module, mode: str, k: int = 2) -> Non
 
     none: keep everything. layer: each layer is a recomputed segment (every model for which timm offers it).
     block: the MSSA half-step and the ISTA step of each layer are (CRATE). every_k: k layers are (CRATE, timm's ViT).
+    Graph networks: block recomputes each block whole, layer the CG solve of each ADMM layer.
 
     Raises UserError, naming the model and its modes, for a mode that the model lacks.
     """
@@ -30,6 +31,12 @@ def set_activation_checkpointing(model: nn.Module, mode: str, k: int = 2) -> Non
         raise UserError(
             f"{architecture(model)} has no activation checkpointing {mode!r}; choose from {', '.join(map(repr, modes))}"
         )
+    if _is_graph_network(model):
+        model.checkpoint_blocks = mode == "block"
+        for module in model.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = mode == "layer"
+        return
     if "layer" in modes:
         try:
             model.set_grad_checkpointing(mode == "layer")
@@ -48,11 +55,15 @@ def available_modes(model: nn.Module) -> tuple[str, ...]:
     """The modes of MODES that `model` has."""
     offered = {
         "none": True,
-        "layer": hasattr(model, "set_grad_checkpointing"),
-        "block": isinstance(model, CRATE),
+        "layer": hasattr(model, "set_grad_checkpointing") or _is_graph_network(model),
+        "block": isinstance(model, CRATE) or _is_graph_network(model),
         "every_k": isinstance(model, (CRATE, VisionTransformer)),  # those run `blocks` as a whole
     }
     return tuple(mode for mode in MODES if offered[mode])
+
+
+def _is_graph_network(model: nn.Module) -> bool:
+    return hasattr(model, "checkpoint_blocks")
 
 
 class Segments(nn.Sequential):

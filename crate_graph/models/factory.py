@@ -1,8 +1,9 @@
-"""Models by name: CRATE's and every other in timm's registry."""
+"""Models by name: restoration networks, CRATE, and every other in timm's registry."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from typing import Any
 
 import timm
@@ -10,19 +11,23 @@ from torch import nn
 
 from crate_graph.errors import UserError
 from crate_graph.models import sizes  # noqa: F401  (registers CRATE's names)
+from crate_graph.models.restorers import RESTORERS, create_restorer, is_restorer
 
 
 def list_models(pattern: str = "") -> list[str]:
     """Names that `create_model` takes; `pattern` is a shell pattern such as "crate_*"."""
-    return timm.list_models(pattern)
+    own = [name for name in RESTORERS if fnmatch.fnmatch(name, pattern or "*")]
+    return sorted([*timm.list_models(pattern), *own])
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """`timm.create_model` over timm's models and CRATE's, with random weights unless pretrained=True.
+    """A restoration network, or `timm.create_model` over timm's models and CRATE's; random unless pretrained=True.
 
     Raises UserError for an unknown name, naming the nearest ones, for arguments that the model does not take, and for
     pretrained weights that do not exist.
     """
+    if is_restorer(name):
+        return create_restorer(name, **kwargs)
     if ":" not in name and not timm.is_model(name):
         nearest = difflib.get_close_matches(name, list_models(), n=3)
         remedy = f"did you mean {', '.join(nearest)}?" if nearest else "see crate_graph.models.list_models()"

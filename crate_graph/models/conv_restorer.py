@@ -1,0 +1,46 @@
+"""A small residual convolutional network for restoration: the baseline that has no graph in it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crate_graph.models.observation import PackedInput, keep_observed
+
+
+class ConvRestorer(nn.Module):
+    """Residual blocks of two 3x3 convolutions at half the resolution, as EDSR has them (arXiv 1707.02921).
+
+    The estimate is a linear interpolation of the known values plus what the network adds.
+
+    Args:
+        in_chans: channels of the picture, 3 or 1.
+        dim: feature maps, at half the picture's resolution.
+        depth: residual blocks.
+    """
+
+    window = 5
+    multiple = 2
+
+    def __init__(self, in_chans: int = 3, dim: int = 56, depth: int = 5):
+        super().__init__()
+        self.in_chans = in_chans
+        self.entry = PackedInput(in_chans, dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1))
+            for _ in range(depth)
+        )
+        self.exit = nn.Conv2d(dim, 4 * in_chans, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)  # training starts from the interpolation
+        nn.init.zeros_(self.exit.bias)
+
+    def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """observed, mask (B, C, H, W) in [0, 1]; sigma (B,) noise standard deviation, or None. Returns (B, C, H, W)."""
+        start, x = self.entry(observed, mask, sigma)  # (B, C, H, W), (B, dim, H/2, W/2)
+        for block in self.blocks:
+            x = x + block(x)
+        added = F.pixel_shuffle(self.exit(x), 2).float()  # (B, C, H, W)
+        height, width = observed.shape[-2:]
+        return keep_observed(start + added[..., :height, :width], observed, mask, sigma)
+
+
