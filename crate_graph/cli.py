@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crate_graph.config.schema import Recipe
 from crate_graph.errors import RunFailed, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,6 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
+    from crate_graph.restore import commands as restore
 
     parser = argparse.ArgumentParser(
         prog="crate-graph",
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_train(verbs)
     _add_evaluate(verbs)
+    restore.add_parser(verbs)
     _add_export(verbs)
     shards.add_parser(verbs)
     checkpoint.add_parser(verbs)
@@ -104,21 +107,25 @@ def _train(args: argparse.Namespace) -> int:
     summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume)
     _report(summary, args.json)
     if summary["finished"] and not args.json:
-        _say_what_next(summary["run_dir"], recipe.data.dataset)
+        _say_what_next(summary["run_dir"], recipe)
     return 0
 
 
-def _say_what_next(run_dir: str, dataset: str) -> None:
+def _say_what_next(run_dir: str, recipe: Recipe) -> None:
     from crate_graph.cluster.ranks import discover
+    from crate_graph.export.restorer import words_to_try
 
     if discover().rank != 0:
         return
-    here = Path(sys.executable).parent
-    commands = [
-        ["crate-graph", "evaluate", run_dir, "--data", dataset],
-        ["crate-graph", "export", run_dir, "--format", "timm", "--output", f"exported/{Path(run_dir).name}"],
-        ["tensorboard", "--logdir", f"{run_dir}/tensorboard"],
-    ]
+    here, name = Path(sys.executable).parent, Path(run_dir).name
+    commands = [["crate-graph", "evaluate", run_dir, "--data", recipe.data.dataset]]
+    if recipe.task.kind == "restoration":
+        trial = ["photo.png", *words_to_try(recipe.data.degradation), "--compare", "--output", "restored"]
+        commands += [["crate-graph", "restore", run_dir, *trial]]
+        commands += [["crate-graph", "export", run_dir, "--format", "safetensors", "--output", f"{name}.safetensors"]]
+    else:
+        commands += [["crate-graph", "export", run_dir, "--format", "timm", "--output", f"exported/{name}"]]
+    commands += [["tensorboard", "--logdir", f"{run_dir}/tensorboard"]]
     print("\nWorth trying next:")
     for program, *words in commands:
         print(f"  {shlex.join([str(here / program), *words])}")
@@ -128,13 +135,24 @@ def _add_evaluate(verbs) -> None:
     evaluate = _add_verb(
         verbs,
         "evaluate",
-        "measure a checkpoint on a data set",
+        "measure a checkpoint or a classical method on a data set",
         "crate-graph evaluate runs/quickstart --data fashion_mnist --json",
     )
-    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder for its newest one")
+    evaluate.add_argument(
+        "subject",
+        metavar="CHECKPOINT|METHOD",
+        help="a checkpoint, a run folder for its newest one, or a way to restore pictures without training: bilinear, "
+        "malvar2004, menon2007 (demosaicking), bicubic, bicubic_misaligned (x2 interpolation)",
+    )
     _add_overrides(evaluate)
     evaluate.add_argument(
-        "--data", required=True, metavar="DATASET", help="a shipped name, or a folder with dataset.yaml"
+        "--data",
+        required=True,
+        metavar="DATASET",
+        help="a shipped name, a folder with dataset.yaml, or for restoration any folder of pictures",
+    )
+    evaluate.add_argument(
+        "--tile", type=int, metavar="N", help="restore pictures that do not fit in memory in tiles of N x N pixels"
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -142,7 +160,7 @@ def _add_evaluate(verbs) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     from crate_graph.evaluation.run import evaluate
 
-    return _report(evaluate(args.checkpoint, args.data, args.overrides), args.json)
+    return _report(evaluate(args.subject, args.data, args.overrides, args.tile), args.json)
 
 
 def _add_export(verbs) -> None:
@@ -171,17 +189,19 @@ def _add_bench(verbs) -> None:
     bench.add_argument(
         "name",
         metavar="NAME",
-        choices=("ops", "checkpointing"),
-        help="ops: fast operators beside their references; checkpointing: memory and time of each mode",
+        choices=("ops", "checkpointing", "graph"),
+        help="ops: fast operators beside their references; checkpointing: memory and time of each mode; graph: graph "
+        "networks beside the plain reference",
     )
     bench.set_defaults(run=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
     from crate_graph.models import bench as checkpointing
+    from crate_graph.models import bench_graph as graph
     from crate_graph.ops import bench as ops
 
-    return _report({"ops": ops, "checkpointing": checkpointing}[args.name].run(), args.json)
+    return _report({"ops": ops, "checkpointing": checkpointing, "graph": graph}[args.name].run(), args.json)
 
 
 def _add_verb(verbs, name: str, what: str, example: str) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 # Runs crate-graph on this computer; the first start sets up .venv.
 #   ./launch/local.sh quickstart                      train a small CRATE on Fashion-MNIST
 #   ./launch/local.sh quickstart schedule.epochs=2    with settings of the recipe changed
+#   ./launch/local.sh restoration-quickstart          train a small graph network to demosaick, and compare pictures
 #   ./launch/local.sh train RECIPE ...                any verb of crate-graph
 #   ./launch/local.sh --print quickstart              show the commands, run nothing
 set -euo pipefail
@@ -18,10 +19,25 @@ if [[ ${#words[@]} == 0 ]]; then
 fi
 [[ ${words[0]} == quickstart ]] && words=(train "${words[@]}")
 
+crate_graph=("$venv/bin/python" -m crate_graph)
+
+# Train, then restore the held-back pictures: their PSNR beside that of bilinear interpolation, and comparisons.
+restoration_quickstart() {
+  local run=runs/restoration_quickstart
+  local pictures=$run/pictures
+  step "${crate_graph[@]}" train restoration_quickstart --run-dir "$run" "$@"
+  [[ -d $pictures ]] ||
+    step "${crate_graph[@]}" shards extract photo_crops --split test --output "$pictures"
+  step "${crate_graph[@]}" restore "$run" "$pictures"/*.png --degrade bayer:RGGB --compare --force \
+    --output "$run/restored"
+  printf '\nComparisons: %s/restored/*.compare.png\n' "$run"
+}
+
 set_up ""
-command=("$venv/bin/python" -m crate_graph "${words[@]}")
-if [[ -n ${print_only:-} ]]; then
-  step "${command[@]}"
+if [[ ${words[0]} == restoration-quickstart ]]; then
+  restoration_quickstart "${words[@]:1}"
+elif [[ -n ${print_only:-} ]]; then
+  step "${crate_graph[@]}" "${words[@]}"
 else
-  exec "${command[@]}"
+  exec "${crate_graph[@]}" "${words[@]}"
 fi

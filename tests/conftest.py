@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # A CRATE that trains in a moment, on the real images that ship with the project.
 TINY = (
@@ -24,6 +26,20 @@ TINY = (
     "optimizer: {lr: 2.0e-3, clip_norm: 1.0}\n"
     "schedule: {epochs: 1, max_steps: 20, warmup_epochs: 0.01}\n"
     "evaluation: {batch_size: 500}\n"
+    "checkpoint: {every_epochs: null}\n"
+    "telemetry: {log_every: 1, tensorboard: false}\n"
+)
+
+# A restoration network likewise, on the pictures that `photographs` makes.
+TINY_RESTORER = (
+    "name: restorer\n"
+    "task: {kind: restoration}\n"
+    "data: {dataset: DATASET, slots: 8, workers: 0, patch: 32, degradation: {kind: bayer, phase: RGGB}}\n"
+    "model: {name: conv_restorer, kwargs: {dim: 12, depth: 1}}\n"
+    "batch: {global_batch: 16}\n"
+    "optimizer: {lr: 2.0e-3, clip_norm: 1.0}\n"
+    "schedule: {epochs: 100, max_steps: 20, warmup_epochs: 0.01}\n"
+    "evaluation: {every_epochs: 100}\n"
     "checkpoint: {every_epochs: null}\n"
     "telemetry: {log_every: 1, tensorboard: false}\n"
 )
@@ -58,10 +74,10 @@ def read_records(run_dir: Path) -> list[dict]:
 class Runner:
     """Starts `crate-graph train` for a recipe, alone or under torchrun."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, recipe: str = TINY):
         self.folder = folder
         self.recipe = folder / "tiny.yaml"
-        self.recipe.write_text(TINY)
+        self.recipe.write_text(recipe)
 
     def command(self, run_dir: Path, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> list[str]:
         start = [sys.executable, "-m"]
@@ -106,3 +122,91 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     return Runner(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of pictures with edges and texture: 32 to train (96 x 80), 3 to test (61 x 54)."""
+    from crate_graph.cli import main
+
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for split, count, size in (("train", 32, (80, 96)), ("test", 3, (54, 61))):
+        (folder / "pictures" / split).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(scene(generator, *size)).save(folder / "pictures" / split / f"{number:02d}.png")
+        made = ["shards", "make", str(folder / "pictures" / split), "--output", str(folder / "shards"), "--unlabelled"]
+        assert main([*made, "--split", split, "--shards", "1"]) == 0
+    return folder
+
+
+def scene(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Coloured discs over waves: (height, width, 3) uint8."""
+    rows, columns = np.mgrid[:height, :width]
+    fast, slow = generator.uniform(0.3, 1.5, 2), generator.uniform(-0.1, 0.1, 2)
+    waves = np.sin(fast[0] * rows + fast[1] * columns) + np.sin(slow[0] * rows + slow[1] * columns)  # (H, W)
+    picture = 0.5 + 0.15 * waves[..., None] * generator.uniform(0.5, 1, 3)  # (H, W, 3)
+    for _ in range(8):
+        row, column, radius = generator.uniform(0, height), generator.uniform(0, width), generator.uniform(3, 20)
+        inside = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+        picture[inside] = 0.5 * picture[inside] + 0.5 * generator.uniform(0, 1, 3)
+    return (picture.clip(0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Runner:
+    """Starts `crate-graph train` for a restoration network."""
+    return Runner(tmp_path_factory.mktemp("runs"), TINY_RESTORER.replace("DATASET", str(photographs / "shards")))
+
+
+# The problems that small restoration networks, of random weights, are said to have been trained for.
+PROBLEMS = {
+    "bayer": ({"kind": "bayer", "phase": "RGGB"}, "rgb"),
+    "any_phase": ({"kind": "bayer", "phase": "any"}, "rgb"),
+    "decimate": ({"kind": "decimate"}, "y"),
+    "random": ({"kind": "random", "keep": 0.25}, "rgb"),
+    "random_y": ({"kind": "random", "keep": 0.5}, "y"),
+    "denoise": ({"kind": "none", "sigma": (0.0, 50.0)}, "rgb"),
+}
+
+
+@pytest.fixture(scope="session")
+def restorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint for each of `PROBLEMS`, as training writes it; the weights differ from their average."""
+    folder = tmp_path_factory.mktemp("restorers")
+    return {name: write_restorer(folder / name, *problem) for name, problem in PROBLEMS.items()}
+
+
+def write_restorer(folder: Path, degradation: dict, color: str) -> Path:
+    import torch
+
+    from crate_graph import create_model
+    from crate_graph.checkpoint import CheckpointStore
+    from crate_graph.checkpoint.contents import Contents
+    from crate_graph.config.load import dump_recipe
+    from crate_graph.config.schema import Recipe
+    from crate_graph.engine.base import Portable
+
+    name, arguments = "conv_restorer", {"dim": 8, "depth": 1, "in_chans": 1 if color == "y" else 3}
+    if degradation["kind"] == "none":
+        name, arguments = "ugtv_fast", {**arguments, "features": 2, "layers": 1, "noise_aware": True}
+    torch.manual_seed(0)
+    weights = create_model(name, **arguments).state_dict()
+    weights = {key: tensor + 0.05 * torch.randn_like(tensor) for key, tensor in weights.items()}  # some begin at zero
+    average = {key: 0.5 * tensor for key, tensor in weights.items()}
+    recipe = Recipe(
+        name="toy_restorer",
+        seed=5,
+        task={"kind": "restoration"},
+        model={"name": name, "kwargs": arguments},
+        data={"dataset": "/somewhere/pictures", "degradation": degradation, "color": color},
+        ema={"decay": 0.9},
+    )
+    facts = {
+        "task": {"kind": "restoration", "degradation": recipe.data.degradation.model_dump(), "color": color},
+        "model": {"name": name, "kwargs": arguments, "num_classes": None},
+        "dataset": {"name": "toy", "classes": ["photograph"], "mean": [0.5], "std": [0.25]},
+        "metrics": {"psnr": 31.5, "ssim": 0.875},
+    }
+    contents = Contents(Portable(weights, {}, 30), average, {"step": 30}, dump_recipe(recipe))
+    return CheckpointStore(folder).write(30, contents.to_files(), facts)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from crate_graph.config import load_recipe
 from crate_graph.data import open_dataset
+from crate_graph.tasks.build import model_arguments
 from crate_graph.train.flops import forward_flops
 
 MODELS = {"CRATE": "fashion_mnist/crate", "ViT": "fashion_mnist/vit"}
@@ -51,7 +52,7 @@ def row(model: str, recipe_name: str, folders: list[Path]) -> dict[str, str]:
     recipe = load_recipe(recipe_name)
     dataset = open_dataset(recipe.data.dataset)
     size = recipe.data.train_transform.size
-    flops = forward_flops(recipe.model.name, recipe.model.kwargs, dataset.num_classes, (dataset.channels, size, size))
+    flops = forward_flops(recipe.model.name, model_arguments(recipe, dataset), (dataset.channels, size, size))
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     return {
         "model": model,

@@ -43,7 +43,9 @@ def add_parser(verbs: Any) -> None:
     prune.add_argument("--keep-last", type=int, default=1, metavar="N", help="the newest N stay (1)")
     prune.add_argument("--keep-best", type=int, default=1, metavar="N", help="the best N stay (1)")
     prune.add_argument(
-        "--metric", default="top1", choices=("top1", "top5", "loss"), help="what best means: top1, top5 or loss (top1)"
+        "--metric",
+        choices=("top1", "top5", "loss", "psnr", "ssim"),
+        help="what best means: top1, top5, loss, psnr or ssim (top1; for restoration psnr)",
     )
     prune.set_defaults(run_command=_prune, run=_run)
 
@@ -96,14 +98,16 @@ def _verify(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from crate_graph.checkpoint.model import task_of
     from crate_graph.checkpoint.store import CheckpointStore
     from crate_graph.config.schema import Checkpoint as Retention
 
     if args.keep_last < 1 or args.keep_best < 0:
         raise UserError("--keep-last must be 1 or more and --keep-best 0 or more; a run needs its newest checkpoint")
-    _entries(args.run_dir)
+    newest = _entries(args.run_dir)[-1]
+    usual = "psnr" if task_of(newest.manifest)["kind"] == "restoration" else "top1"
     retention = Retention(keep_last=args.keep_last, keep_best=args.keep_best)
-    deleted = CheckpointStore(args.run_dir / "checkpoints").prune(retention, args.metric)
+    deleted = CheckpointStore(args.run_dir / "checkpoints").prune(retention, args.metric or usual)
     return [{"checkpoint": str(path), "state": "deleted"} for path in deleted]
 
 

@@ -33,10 +33,22 @@ def load_model(path: str | Path, use_ema: bool | None = None) -> tuple[nn.Module
     if wanted:
         weights |= read_tensors(folder, manifest, "ema.safetensors")
     described = manifest["model"]
-    model = create_model(described["name"], num_classes=described["num_classes"], **described["kwargs"])
+    model = create_model(described["name"], **arguments_of(manifest))
     check_fit(folder, described["name"], shapes(model), weights)
     model.load_state_dict(weights)
     return model.eval(), manifest
+
+
+def arguments_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `create_model` for the model of a checkpoint; a restoration network has no classes."""
+    described = manifest["model"]
+    classes = {} if described["num_classes"] is None else {"num_classes": described["num_classes"]}
+    return {**classes, **described["kwargs"]}
+
+
+def task_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `describe_task` said of the task; manifests from before there was a second one say nothing."""
+    return manifest.get("task", {"kind": "classification"})
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from crate_graph.cluster.ranks import Ranks
-from crate_graph.errors import UserError
+from crate_graph.errors import RunFailed, UserError
 
 T = TypeVar("T")
 
@@ -64,3 +64,18 @@ def agree(ranks: Ranks) -> Iterator[None]:
         mistake = mistake or next((m for m in mistakes if m is not None), None)
     if mistake is not None:
         raise mistake
+
+
+@contextmanager
+def naming_a_lost_peer() -> Iterator[None]:
+    """Where another process has ended, the block fails because of that: say so, without a traceback.
+
+    Raises:
+        RunFailed: in the place of the RuntimeError of a connection that was closed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            raise RunFailed("another process of the run has ended; its own message or log says why") from error
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from typing import get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,8 +15,9 @@ def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
     """Every dotted key of a recipe, sections included."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from recipe_keys(field.annotation, f"{prefix}{name}.")
+        kind = _kind(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from recipe_keys(kind, f"{prefix}{name}.")
 
 
 def is_recipe_key(key: str) -> bool:
@@ -27,8 +28,14 @@ def is_recipe_key(key: str) -> bool:
             return True
         if not (isinstance(section, type) and issubclass(section, BaseModel) and name in section.model_fields):
             return False
-        section = section.model_fields[name].annotation
+        section = _kind(section.model_fields[name].annotation)
     return True
+
+
+def _kind(annotation: Any) -> Any:
+    """The section that a key of type `Section | None` stands for; any other annotation as it is."""
+    sections = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return sections[0] if sections else annotation
 
 
 def unknown_key(key: str) -> str:

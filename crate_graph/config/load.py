@@ -30,15 +30,12 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         UserError: one line with the file, the dotted key, the value and what is allowed.
     """
     path = find_recipe(name_or_path)
-    layers = _Layers()
-    for source, values in _read_with_bases(path, ()):
-        layers.add(values, source)
-    for override in overrides:
-        layers.add(_parse_override(override), COMMAND_LINE)
-    try:
-        return Recipe.model_validate(layers.values)
-    except ValidationError as error:
-        raise UserError(explain(error, lambda location: layers.origin(location, str(path)))) from None
+    return _checked(_read_with_bases(path, ()), overrides, str(path))
+
+
+def make_recipe(values: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from values instead of a file; `source` names them in an error. Raises as `load_recipe`."""
+    return _checked([(source, values)], overrides, source)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -69,6 +66,18 @@ def find_recipe(name_or_path: str | Path) -> Path:
         raise UserError(f"recipe name {name!r} is ambiguous: {', '.join(matches)}; give one of these")
     near = get_close_matches(name, shipped, n=3, cutoff=0.4) or sorted(shipped)
     raise UserError(f"no recipe {str(name_or_path)!r}: no such file, and no shipped recipe; nearest: {', '.join(near)}")
+
+
+def _checked(sources: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[str], name: str) -> Recipe:
+    layers = _Layers()
+    for source, values in sources:
+        layers.add(values, source)
+    for override in overrides:
+        layers.add(_parse_override(override), COMMAND_LINE)
+    try:
+        return Recipe.model_validate(layers.values)
+    except ValidationError as error:
+        raise UserError(explain(error, lambda location: layers.origin(location, name))) from None
 
 
 class _Layers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from crate_graph.errors import UserError
 
@@ -26,8 +26,9 @@ class Section(BaseModel):
 class Task(Section):
     """What is learned: the loss and the metrics."""
 
-    kind: Literal["classification"] = "classification"
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    kind: Literal["classification", "restoration"] = "classification"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # only for classification
+    loss: Literal["charbonnier", "l1", "huber", "mse"] = "charbonnier"  # only for restoration
 
 
 class Model(Section):
@@ -71,6 +72,31 @@ class EvalTransform(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
 
+class Degradation(Section):
+    """What is lost of a picture: which values are known, and the noise on them.
+
+    bayer: one colour of each pixel is known. decimate: the pixels [::2, ::2]. random: some pixels. none: all of them.
+    """
+
+    kind: Literal["bayer", "decimate", "random", "none"]
+    phase: Literal["RGGB", "GRBG", "GBRG", "BGGR", "any"] = "RGGB"  # bayer, from the top left; any: one for each sample
+    keep: Share = 0.25  # random: chance of a pixel to be known, all its channels together
+    sigma: float | tuple[float, float] = 0.0  # Gaussian noise, of 255; a pair: uniform in between for each sample
+
+    @field_validator("sigma", mode="plain")
+    @classmethod
+    def _levels(cls, value: Any) -> float | tuple[float, float]:
+        levels = list(value) if isinstance(value, list | tuple) else [value]
+        numbers = [x for x in levels if isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 255]
+        pair = isinstance(value, list | tuple)
+        if len(numbers) != 1 + pair or len(levels) != len(numbers) or levels != sorted(levels):
+            raise ValueError(
+                f"data.degradation.sigma={value!r} is not allowed: it should be a number from 0 to 255, or a pair "
+                f"[lowest, highest] of these"
+            )
+        return (float(levels[0]), float(levels[1])) if pair else float(value)
+
+
 class Data(Section):
     """Where the shards are and how the planned stream deals them."""
 
@@ -85,6 +111,9 @@ class Data(Section):
     damaged_budget: Fraction = 0.001  # share of the training samples that may be damaged before the run stops
     train_transform: TrainTransform = TrainTransform()
     eval_transform: EvalTransform = EvalTransform()
+    degradation: Degradation | None = None  # only for restoration, like the next two
+    patch: Annotated[int, Field(ge=5)] = 64  # side of the square that is cut from a training picture
+    color: Literal["rgb", "y"] = "rgb"  # y: luma, BT.601 in studio range
 
 
 class Batch(Section):
@@ -183,7 +212,7 @@ class Checkpoint(Section):
 class Evaluation(Section):
     every_epochs: Positive = 1
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 256  # samples a process evaluates at once
-    metric: Literal["top1", "top5", "loss"] = "top1"
+    metric: Literal["top1", "top5", "loss", "psnr", "ssim"] = "top1"  # restoration: psnr where nothing is said
     use_ema: bool = True  # where an average is kept
 
 
@@ -215,6 +244,16 @@ class Recipe(Section):
     telemetry: Telemetry = Telemetry()
 
     @model_validator(mode="after")
+    def _settings_belong_to_the_task(self):
+        if self.task.kind == "restoration":
+            if "metric" not in self.evaluation.model_fields_set:
+                self.__dict__["evaluation"] = self.evaluation.model_copy(update={"metric": "psnr"})
+            _check_restoration(self.task, self.data, self.evaluation)
+        else:
+            _check_classification(self.task, self.data, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
     def _slots_divide_the_batch(self):
         if self.batch.global_batch % self.data.slots:
             raise ValueError(
@@ -229,3 +268,40 @@ class Recipe(Section):
                 f"choose data.slots so that batch.global_batch / data.slots is even"
             )
         return self
+
+
+def _check_restoration(task: Task, data: Data, evaluation: Evaluation) -> None:
+    """Raises ValueError for what restoration lacks, or does not use."""
+    degradation = data.degradation
+    if degradation is None:
+        raise ValueError(
+            "task.kind=restoration needs data.degradation; for instance data.degradation={kind: bayer, phase: RGGB}"
+        )
+    if degradation.kind == "none" and degradation.sigma in (0, (0, 0)):
+        raise ValueError("data.degradation of kind none without sigma leaves nothing to restore; set sigma or a kind")
+    if degradation.kind == "bayer" and data.color == "y":
+        raise ValueError("data.color=y has one channel, and a Bayer mosaic has three; set data.color=rgb")
+    for name, default in (("train_transform", TrainTransform()), ("eval_transform", EvalTransform())):
+        if getattr(data, name) != default:
+            raise ValueError(
+                f"data.{name} is for classification; restoration cuts squares of data.patch pixels to train, and "
+                f"evaluates whole pictures; leave it out"
+            )
+    if task.label_smoothing:
+        raise ValueError("task.label_smoothing is for classification; leave it out")
+    if evaluation.metric in ("top1", "top5"):
+        raise ValueError(f"evaluation.metric={evaluation.metric} is for classification; choose psnr, ssim or loss")
+
+
+def _check_classification(task: Task, data: Data, evaluation: Evaluation) -> None:
+    """Raises ValueError for what only restoration uses."""
+    for key, value, default in (
+        ("data.degradation", data.degradation, None),
+        ("data.patch", data.patch, 64),
+        ("data.color", data.color, "rgb"),
+        ("task.loss", task.loss, "charbonnier"),
+    ):
+        if value != default:
+            raise ValueError(f"{key} is for restoration; set task.kind=restoration, or leave it out")
+    if evaluation.metric in ("psnr", "ssim"):
+        raise ValueError(f"evaluation.metric={evaluation.metric} is for restoration; choose top1, top5 or loss")

@@ -40,12 +40,16 @@ class Normalize:
 
 
 class TrainView:
-    """Random views of training images. `size`: side of the square; `mixes`: whether targets become distributions."""
+    """Random views of training images.
+
+    `size`: side of the square; `shape`: (H, W, C) of a view; `mixes`: whether targets become distributions.
+    """
 
     def __init__(
         self, config: TrainTransform, *, mean: Sequence[float], std: Sequence[float], channels: int, num_classes: int
     ):
         self.size = config.size
+        self.shape = (config.size, config.size, channels)
         self.num_classes = num_classes
         self.mixes = bool(config.mixup or config.cutmix)
         self._config = config
@@ -77,7 +81,7 @@ class TrainView:
 
     def view(self, image: Image.Image, key: Key) -> np.ndarray:
         """The view of one picture that belongs to `key`: (size, size, C) uint8."""
-        generator = random.Random(_number(key))
+        generator = random.Random(keyed_number(key))
         image = self._crop(image, generator)
         flip = generator.random() < self._config.horizontal_flip
         if self._rand_augment is not None:
@@ -88,6 +92,17 @@ class TrainView:
             return as_array(image)
         pixels = as_array(image)
         return pixels[:, ::-1] if flip else pixels
+
+    def batch(
+        self, pixels: np.ndarray, labels: np.ndarray, keys: Sequence[Key], slots: Sequence[Key]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of equally many samples of each slot -> images (n, C, H, W); targets (n,), or (n, classes) if mixed."""
+        images, targets = self.finish(pixels, keys), torch.from_numpy(labels)
+        if not self.mixes:
+            return images, targets
+        share = len(labels) // len(slots)
+        pieces = zip(images.split(share), targets.split(share), slots, strict=True)
+        return images, torch.cat([self.mix(*piece)[1] for piece in pieces])
 
     def finish(self, pixels: np.ndarray, keys: Sequence[Key]) -> torch.Tensor:
         """Normalise views and, where the recipe says so, erase a part: (n, H, W, C) uint8 -> (n, C, H, W) float32."""
@@ -134,6 +149,7 @@ class EvalView:
 
     def __init__(self, config: EvalTransform, *, mean: Sequence[float], std: Sequence[float], num_classes: int):
         self.size = config.size
+        self.shape = (config.size, config.size, len(mean))
         self.num_classes = num_classes
         self._config = config
         self._resampling = RESAMPLING[config.interpolation]
@@ -146,6 +162,12 @@ class EvalView:
                 image = image.resize((self.size, self.size), self._resampling)
             return as_array(image)
         return as_array(center_crop(resize_shorter(image, self._config.resize, self._resampling), self.size))
+
+    def batch(
+        self, pixels: np.ndarray, labels: np.ndarray, keys: Sequence[Key], slots: Sequence[Key]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (n, C, H, W) and targets (n,) int64."""
+        return self.finish(pixels, keys), torch.from_numpy(labels)
 
     def finish(self, pixels: np.ndarray, keys: Sequence[Key]) -> torch.Tensor:
         """(n, H, W, C) uint8 -> (n, C, H, W) float32, normalised."""
@@ -227,7 +249,7 @@ def as_array(image: Image.Image) -> np.ndarray:
 def keyed_globals(key: Key) -> Iterator[None]:
     """Seed the global generators (random, numpy, torch) by `key`, and put them back as they were: timm draws there."""
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    number = _number(key)
+    number = keyed_number(key)
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number % 2**63)
@@ -239,7 +261,7 @@ def keyed_globals(key: Key) -> Iterator[None]:
         torch.default_generator.set_state(torch_state)
 
 
-def _number(key: Key) -> int:
+def keyed_number(key: Key) -> int:
     """One whole number for a key, by splitmix64's mixing: keys that differ by one share no pattern."""
     state = 0
     for part in (len(key), *key):

@@ -1,4 +1,4 @@
-"""`crate-graph shards make|index|verify`: the command line over make.py and verify.py."""
+"""`crate-graph shards make|index|verify|extract`: the command line over the files of those names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from crate_graph.data.dataset import open_dataset
+from crate_graph.data.extract import extract_samples
 from crate_graph.data.make import index_shards, make_shards
 from crate_graph.data.verify import verify_shards
 from crate_graph.errors import UserError
@@ -20,7 +21,12 @@ example:
   crate-graph shards make ~/pets --output ~/shards/pets --split test
 
 SOURCE is a folder (or an uncompressed tar of one) with SPLIT/CLASS/NAME.jpg or CLASS/NAME.jpg; any folder of images
-with --labels (a text file, each line: PATH CLASS); an IDX file of images with --labels (IDX too); or shards."""
+with --labels (a text file, each line: PATH CLASS) or, where there are no classes, with --unlabelled; an IDX file of
+images with --labels (IDX too); or shards.
+
+For restoration, whole photographs, or squares of 64 pixels that are cut out of them:
+  crate-graph shards make ~/photographs --output ~/shards/photographs --split train --unlabelled
+  crate-graph shards make ~/photographs --output ~/shards/patches --split train --unlabelled --patch 64"""
 
 INDEX = """\
 Write the index of tars that already hold samples (NAME.jpg + NAME.cls, as webdataset groups them).
@@ -35,16 +41,22 @@ Exit code 0: sound. 2: something is wrong, and it says which shard and sample.
 example:
   crate-graph shards verify fashion_mnist --decode"""
 
+EXTRACT = """\
+Write the first samples of a split as ordinary image files, bytes unchanged.
+
+example:
+  crate-graph shards extract photo_crops --split test --samples 2 --output pictures"""
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the verb `shards` to the command line. Each command sets `run(args) -> exit code`."""
     shards = subparsers.add_parser(
         "shards",
-        help="make, index or verify the shards of a data set",
-        description="Make, index or verify shards.\n\nexample:\n  crate-graph shards verify fashion_mnist",
+        help="make, index, verify or unpack the shards of a data set",
+        description="Make, index, verify or unpack shards.\n\nexample:\n  crate-graph shards verify fashion_mnist",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = shards.add_subparsers(dest="shards_command", required=True, metavar="make|index|verify")
+    commands = shards.add_subparsers(dest="shards_command", required=True, metavar="make|index|verify|extract")
     _add_make(_command(commands, "make", "write shards from images", MAKE))
     index = _command(commands, "index", "write the index of existing tars", INDEX)
     index.add_argument("paths", nargs="+", metavar="TAR|FOLDER")
@@ -56,6 +68,14 @@ def add_parser(subparsers: Any) -> None:
     verify.add_argument("--decode", action="store_true", help="decode every image and check every label of a data set")
     verify.add_argument("--json", action="store_true", help="print the findings as JSON")
     verify.set_defaults(run=_verify)
+    extract = _command(commands, "extract", "write samples as image files", EXTRACT)
+    extract.add_argument("dataset", metavar="DATASET")
+    extract.add_argument("--root", help="folder of the shards, where it is not the folder of dataset.yaml")
+    extract.add_argument("--split", default="test", help="name of the split (test)")
+    extract.add_argument("--samples", type=_positive, metavar="N", help="how many, from the first on (all)")
+    extract.add_argument("--output", required=True, metavar="FOLDER", help="folder of the image files")
+    extract.add_argument("--json", action="store_true", help="print the paths as JSON")
+    extract.set_defaults(run=_extract)
 
 
 def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
@@ -71,13 +91,17 @@ def _add_make(make: argparse.ArgumentParser) -> None:
         "--source-split", metavar="NAME", help="folder of the split in SOURCE, where it is called otherwise"
     )
     make.add_argument("--labels", metavar="FILE", help="labels, where folders do not say the class")
+    make.add_argument("--unlabelled", action="store_true", help="there are no classes: take all images, at any depth")
+    make.add_argument("--patch", type=_positive, metavar="N", help="cut the images into squares of N pixels, as PNG")
+    make.add_argument("--stride", type=_positive, metavar="N", help="pixels from one patch to the next (--patch)")
+    make.add_argument("--samples", type=_positive, metavar="N", help="keep only N samples, chosen at random by --seed")
     make.add_argument("--like", metavar="DATASET", help="take name, classes, mean and so on from this data set")
     make.add_argument("--name", help="name of the data set (default: the folder's)")
     make.add_argument("--licence", help="terms of the images, for dataset.yaml")
     make.add_argument("--shard-samples", type=_positive, default=1000, metavar="N", help="samples of a shard (1000)")
     make.add_argument("--shards", type=_positive, metavar="N", help="number of shards, instead of --shard-samples")
     make.add_argument("--per-class", type=_positive, metavar="N", help="keep only the first N samples of each class")
-    make.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
+    make.add_argument("--seed", type=int, default=0, help="of the shuffle and of --samples (0)")
     make.add_argument("--force", action="store_true", help="replace the shards of this split")
     make.add_argument("--json", action="store_true", help="print what was written as JSON")
     make.set_defaults(run=_make)
@@ -101,6 +125,10 @@ def _make(args: argparse.Namespace) -> int:
         split=args.split,
         source_split=args.source_split,
         labels=args.labels,
+        unlabelled=args.unlabelled,
+        patch=args.patch,
+        stride=args.stride,
+        samples=args.samples,
         shard_samples=args.shard_samples,
         shards=args.shards,
         per_class=args.per_class,
@@ -137,3 +165,12 @@ def _verify(args: argparse.Namespace) -> int:
     samples = sum(report.samples for report in reports)
     print(f"{len(reports)} shards, {samples} samples: {f'{len(bad)} shards are not sound' if bad else 'all sound'}")
     return 2 if bad else 0
+
+
+def _extract(args: argparse.Namespace) -> int:
+    paths = extract_samples(open_dataset(args.dataset, args.root), args.split, args.output, args.samples)
+    if args.json:
+        print(json.dumps([str(path) for path in paths]))
+    else:
+        print(f"{len(paths)} images in {args.output}")
+    return 0

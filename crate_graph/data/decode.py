@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 from PIL import Image
 
+from crate_graph.errors import UserError
+
 MODES = {1: "L", 3: "RGB"}
+ALPHA = ("RGBA", "LA", "PA", "RGBa")
+READABLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *ALPHA)  # what Pillow turns into 8-bit RGB or grey
 
 
 class Damaged(Exception):
@@ -17,25 +22,37 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     """Decode a picture whole, as grey (1 channel) or RGB (3 channels).
 
     Raises:
-        Damaged: the format is unknown, the picture is cut off, or it is too large to be meant.
+        Damaged: the format is unknown, the picture is cut off, too large to be meant, or of pixels without a range.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
-        if (
-            image.format == "PNG"
-        ):  # loading alone ignores its checksums, and a damaged stream may still fill the picture
-            image.verify()
-            image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise Damaged(reason) from None
+    image = _open(data)
     mode = MODES[channels]
     if image.mode == mode:
         return image
-    if image.mode == "I;16":  # a plain convert() would clip 16-bit grey at 255 instead of scaling it
-        image = image.point(lambda value: value / 256).convert("L")
-    return image.convert(mode)
+    if _is_grey16(image):  # a plain convert() would clip 16-bit grey at 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
+
+
+def decode_photograph(data: bytes, where: str) -> np.ndarray:
+    """Decode a picture as (H, W, 3) float32 in [0, 1]; grey in three equal channels, 16-bit grey in full.
+
+    Palettes, CMYK and an alpha channel that hides nothing are turned into RGB; of 16-bit colour Pillow keeps 8 bits.
+
+    Args:
+        where: names the picture in an error.
+
+    Raises:
+        Damaged: see `decode_image`.
+        UserError: pixels that are transparent.
+    """
+    image = _open(data)
+    if _is_grey16(image):
+        return np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
+    if image.mode in ALPHA or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise UserError(f"{where}: some pixels are transparent; flatten the picture onto a background")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
 
 
 def decode_label(data: bytes) -> int:
@@ -44,3 +61,25 @@ def decode_label(data: bytes) -> int:
         return int(data)
     except ValueError:
         raise Damaged(f"label {data[:20]!r} is no whole number") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """The picture, loaded. Raises Damaged."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.format == "PNG":
+            # Loading alone ignores its checksums, and a damaged stream may still fill the picture.
+            image.verify()
+            image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise Damaged(reason) from None
+    if image.mode not in READABLE and not _is_grey16(image):
+        raise Damaged(f"pixels of type {image.mode}, which have no known range")
+    return image
+
+
+def _is_grey16(image: Image.Image) -> bool:
+    """Whether it is grey of 16 bits, for which older versions of Pillow use 32 bits."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

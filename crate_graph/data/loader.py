@@ -8,15 +8,15 @@ fixes what a task yields, hence who does it changes nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from crate_graph.data.augment import EvalView, TrainView
 from crate_graph.data.batch import Batch, join
 from crate_graph.data.dataset import Dataset, Split
 from crate_graph.data.decode import Damaged
@@ -29,13 +29,34 @@ Task = tuple[int, int, int]  # epoch, step, part
 INLINE = 1 << 20  # bytes; 15 % faster per batch at 200 kB than shared memory
 
 
+class Transform(Protocol):
+    """What the model sees of a sample, and what it is compared with: `TrainView`, `EvalView`, `PatchView`."""
+
+    shape: tuple[int, int, int]  # (H, W, C) of a view
+    mixes: bool  # whether samples of a slot are mixed
+
+    def view(self, image: Image.Image, key: tuple[int, ...]) -> np.ndarray:
+        """The (H, W, C) uint8 part of one picture that belongs to `key`, (seed, epoch, sample)."""
+
+    def batch(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        keys: Sequence[tuple[int, ...]],
+        slots: Sequence[tuple[int, ...]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views (n, H, W, C), labels (n,), their keys, and the (seed, epoch, step, slot) of each slot that gave an
+        equal part of them -> images and targets of the batch.
+        """
+
+
 class PlannedLoader:
     """Yields this rank's share of each global batch of a split, in the planned order.
 
     Args:
         split: name of the split.
         dataset: from `open_dataset`.
-        transform: from `build_train_transform` or `build_eval_transform`.
+        transform: from `build_train_transform` or `build_eval_transform`, or a `PatchView`.
         seed, slots, global_batch, block, shuffle, tail: the plan, see `plan_epoch`.
         rank, world: this process among those that share the global batch.
         workers: loader processes of this rank; 0 reads here.
@@ -53,7 +74,7 @@ class PlannedLoader:
         split: str,
         *,
         dataset: Dataset,
-        transform: TrainView | EvalView,
+        transform: Transform,
         slots: int,
         global_batch: int,
         seed: int = 0,
@@ -166,7 +187,7 @@ class _PartReader:
         self,
         dataset: Dataset,
         split: Split,
-        transform: TrainView | EvalView,
+        transform: Transform,
         plan: dict[str, Any],
         *,
         first_slot: int,
@@ -174,7 +195,6 @@ class _PartReader:
         replace_damaged: bool,
     ):
         self._samples = SampleReader(dataset, split)
-        self._shape = (transform.size, transform.size, dataset.channels)
         self._counts = split.shard_samples
         self._transform = transform
         self._plan_arguments = plan
@@ -203,7 +223,7 @@ class _PartReader:
         slots = range(self._first_slot + part * self._part_slots, self._first_slot + (part + 1) * self._part_slots)
         numbers = np.concatenate([plan.slot(slot)[step * q : (step + 1) * q] for slot in slots])
         keys = [(seed, epoch, number) for number in numbers.tolist()]
-        pixels = np.zeros((len(numbers), *self._shape), dtype=np.uint8)  # (n, H, W, C)
+        pixels = np.zeros((len(numbers), *self._transform.shape), dtype=np.uint8)  # (n, H, W, C)
         labels = np.zeros(len(numbers), dtype=np.int64)
         weights = (numbers != PAD).astype(np.float32)
         damaged = []
@@ -214,17 +234,19 @@ class _PartReader:
             if image is None:
                 weights[place] = 0
             else:
-                pixels[place] = self._transform.view(image, keys[place])
-        images = self._transform.finish(pixels, keys)
+                pixels[place] = self._view(image, keys[place])
+        images, targets = self._transform.batch(pixels, labels, keys, [(seed, epoch, step, slot) for slot in slots])
         images[weights == 0] = 0
-        targets = torch.from_numpy(labels)
-        if self._transform.mixes:
-            pieces = zip(images.split(q), targets.split(q), slots, strict=True)
-            targets = torch.cat([self._transform.mix(x, y, (seed, epoch, step, slot))[1] for x, y, slot in pieces])
         return Batch(images, targets, torch.from_numpy(weights), torch.from_numpy(numbers), damaged)
 
     def close(self) -> None:
         self._samples.close()
+
+    def _view(self, image: Image.Image, key: tuple[int, ...]) -> np.ndarray:
+        try:
+            return self._transform.view(image, key)
+        except UserError as error:
+            raise UserError(f"{self._samples.where(key[-1])}: {error}") from None
 
     def _sample(self, number: int) -> tuple[Any, int, DamagedSample | None]:
         if self._replace:

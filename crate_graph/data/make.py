@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from crate_graph.data.cut import choose, cut_patches
 from crate_graph.data.dataset import DESCRIPTION, MOST_CLASSES, Description, check_description, read_description
 from crate_graph.data.decode import Damaged, decode_image
 from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_path, sha256_of_shards, write_index
 from crate_graph.data.progress import progress
-from crate_graph.data.sources import Item, open_source
+from crate_graph.data.sources import Item, open_source, read_item
 from crate_graph.errors import UserError
 
 MEASURED = 1000  # samples from which mean and std are measured where nobody gives them
@@ -40,6 +41,10 @@ def make_shards(
     split: str,
     source_split: str | None = None,
     labels: str | Path | None = None,
+    unlabelled: bool = False,
+    patch: int | None = None,
+    stride: int | None = None,
+    samples: int | None = None,
     shard_samples: int = 1000,
     shards: int | None = None,
     per_class: int | None = None,
@@ -53,8 +58,9 @@ def make_shards(
     differ by at most one. The same source and arguments give the same bytes.
 
     Args:
-        source, labels: see `sources.open_source`.
-        source_split: folder of the split in the source, where it is not called `split`.
+        source, source_split, labels, unlabelled: see `sources.open_source`.
+        patch, stride: cut the images into PNG squares of `patch` pixels at every `stride` pixels (default: `patch`).
+        samples: keep that many samples, chosen at random by `seed`.
         shard_samples: samples of a shard, unless `shards` says how many shards.
         per_class: keep only the first samples of each class.
         about: fields of dataset.yaml (name, licence, source, channels, classes, mean, std); what is missing is taken
@@ -62,8 +68,8 @@ def make_shards(
         force: replace the shards of `split` that are there.
 
     Raises:
-        UserError: shards of `split` are there already; what `open_source` raises; a label outside the classes; an image
-            that cannot be decoded among those measured; `output` cannot be written.
+        UserError: shards of `split` are there already; what `open_source` and `cut_patches` raise; a label outside the
+            classes; an image that cannot be decoded among those measured; `output` cannot be written.
     """
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
@@ -71,23 +77,30 @@ def make_shards(
     old = sorted(output.glob(f"{split}-[0-9]*.tar"))
     if old and not force:
         raise UserError(f"{output}: there are shards of {split!r} already; choose another folder, or add --force")
-    found = open_source(source, split=source_split or split, labels=labels)
+    if stride is not None and patch is None:
+        raise UserError(f"--stride {stride}: there are no patches to place; add --patch")
+    found = open_source(source, split=split, source_split=source_split, labels=labels, unlabelled=unlabelled)
     known = read_description(output / DESCRIPTION) if (output / DESCRIPTION).is_file() else None
-    given = {**_fields(found.description), **_fields(known), **(about or {})}
-    items = _first_of_each_class(found.items, per_class) if per_class else found.items
-    classes, numbers = _number_classes(items, given.get("classes"), Path(source))
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
-    fields = {
-        "name": output.name,
-        "licence": "not stated",
-        "source": f"made from {Path(source).name}",
-        **given,
-        "classes": classes,
-    }
-    if not {"channels", "mean", "std"} <= fields.keys():
-        fields = {**_measure([items[n] for n in order[:MEASURED]], fields.get("channels")), **fields}
-    count = min(shards or -(-len(items) // shard_samples), len(items))
     with _workplace(output, split) as folder:
+        items = _first_of_each_class(found.items, per_class) if per_class else found.items
+        if patch:
+            store = folder / "patches"
+            items = cut_patches(items, patch, stride=stride or patch, samples=samples, seed=seed, store=store)
+        elif samples:
+            items = [items[n] for n in choose(len(items), samples, seed)]
+        given = {**_fields(found.description), **_fields(known), **(about or {})}
+        classes, numbers = _number_classes(items, given.get("classes"), Path(source))
+        order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
+        fields = {
+            "name": output.name,
+            "licence": "not stated",
+            "source": f"made from {Path(source).name}",
+            **given,
+            "classes": classes,
+        }
+        if not {"channels", "mean", "std"} <= fields.keys():
+            fields = {**_measure([items[n] for n in order[:MEASURED]], fields.get("channels")), **fields}
+        count = min(shards or -(-len(items) // shard_samples), len(items))
         written = []
         for number, part in enumerate(progress(np.array_split(order, count), count, f"shards of {split}")):
             path = folder / f"{split}-{number:06d}.tar"
@@ -189,19 +202,12 @@ def _largest_label(items: list[Item], source: Path) -> int:
     return item.label
 
 
-def _read(item: Item) -> bytes:
-    try:
-        return item.read()
-    except OSError as error:
-        raise UserError(f"sample {item.key!r} cannot be read ({error}); mend or remove it") from None
-
-
 def _measure(items: list[Item], channels: int | None) -> dict[str, Any]:
     """Channels, and mean and standard deviation of the pixels in [0, 1] per channel, from some samples."""
     sums, squares, count, grey = np.zeros(3), np.zeros(3), 0, True
     for item in items:
         try:
-            pixels = np.asarray(decode_image(_read(item), 3)).reshape(-1, 3)
+            pixels = np.asarray(decode_image(read_item(item), 3)).reshape(-1, 3)
         except Damaged as error:
             raise UserError(f"sample {item.key!r} cannot be decoded ({error}); mend or remove it") from None
         grey = grey and bool((pixels[:, :1] == pixels).all())
@@ -244,7 +250,7 @@ def _write_shard(path: Path, samples: list[tuple[Item, int]]) -> None:
 
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
         for item, number in samples:
-            tar.write({"__key__": item.key, item.extension: _read(item), LABEL_EXTENSION: str(number).encode()})
+            tar.write({"__key__": item.key, item.extension: read_item(item), LABEL_EXTENSION: str(number).encode()})
 
 
 def _move(written: list[Shard], output: Path, old: list[Path]) -> None:

@@ -31,28 +31,49 @@ class Item:
     read: Callable[[], bytes]
 
 
+def read_item(item: Item) -> bytes:
+    """The picture's bytes. Raises UserError where they cannot be read."""
+    try:
+        return item.read()
+    except OSError as error:
+        raise UserError(f"sample {item.key!r} cannot be read ({error}); mend or remove it") from None
+
+
 @dataclass(frozen=True)
 class Source:
     items: list[Item]
     description: Description | None = None  # where the source is a data set itself
 
 
-def open_source(path: str | Path, *, split: str, labels: str | Path | None = None) -> Source:
+def open_source(
+    path: str | Path,
+    *,
+    split: str,
+    source_split: str | None = None,
+    labels: str | Path | None = None,
+    unlabelled: bool = False,
+) -> Source:
     """Find the samples of `split` in any of these.
 
-    - a folder `split/class/*.png` or `class/*.png`; with `labels`, any folder
+    - a folder `split/class/*.png` or `class/*.png`; with `labels`, or `unlabelled`, any folder
     - an uncompressed tar of such a folder
     - an IDX file of images (gzip or not), with `labels` an IDX file too
     - a folder with dataset.yaml and shards, or one shard
 
     `labels` for a folder or a tar: a text file, each line the path of an image and its class (name or number).
+    `unlabelled`: there are no classes; all images, at any depth, or all in the folder `split` where there is one, get
+    the class "photograph". `source_split`: folder of the split, where it is called otherwise; then it must be there.
 
     Raises:
-        UserError: nothing there, no image, a class without an image, two images of one key, a label without its image.
+        UserError: nothing there, no image, labels where `unlabelled` says that there are none, a class without an
+            image, two images of one key, a label without its image.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path}: there is no such source; name a folder, a tar, an IDX file or shards")
+    if unlabelled:
+        return Source(_photographs(path, labels, split, source_split))
+    split = source_split or split
     if path.is_dir():
         if labels is None and (path / DESCRIPTION).is_file():
             dataset = open_dataset(path)
@@ -91,7 +112,7 @@ def _tar_members(path: Path) -> tuple[list[str], list[Callable[[], bytes]]]:
                 name = member.name.removeprefix("./")
                 if member.isfile():
                     names.append(name)
-                    readers.append(partial(_read_range, path, member.offset_data, member.size))
+                    readers.append(partial(read_range, path, member.offset_data, member.size))
                 elif member.isdir():
                     names.append(name + "/")
                     readers.append(bytes)
@@ -100,7 +121,8 @@ def _tar_members(path: Path) -> tuple[list[str], list[Callable[[], bytes]]]:
     return names, readers
 
 
-def _read_range(path: Path, offset: int, size: int) -> bytes:
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """A part of a file."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)
@@ -164,6 +186,28 @@ def _other_splits(names: list[str]) -> list[str]:
     return sorted(found)
 
 
+def _photographs(root: Path, labels: str | Path | None, split: str, source_split: str | None) -> list[Item]:
+    """All images of a folder or a tar, without looking at the names of folders but for the split's."""
+    if labels is not None or (root / DESCRIPTION).is_file() or not (root.is_dir() or tarfile.is_tarfile(root)):
+        raise UserError(f"{root}: --unlabelled takes a folder of images or a tar of one; for labels leave it out")
+    files = _files(root) if root.is_dir() else dict(zip(*_tar_members(root), strict=True))
+    images = [name for name in files if _extension(name) in IMAGE_EXTENSIONS and not _is_hidden(name)]
+    wanted = source_split or split
+    below = next((f"{name.partition(f'{wanted}/')[0]}{wanted}/" for name in images if f"/{wanted}/" in f"/{name}"), "")
+    if not images or (source_split and not below):
+        folder = f" in a folder {source_split!r}" if source_split else ""
+        raise UserError(f"{root}: no image{folder}; name a folder of images")
+    items: dict[str, Item] = {}
+    for name in images:
+        if name.startswith(below):
+            _add(items, root, name[len(below) :], "photograph", files[name])
+    return list(items.values())
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def _from_list(root: Path, files: dict[str, Callable[[], bytes]], labels: Path) -> list[Item]:
     items: dict[str, Item] = {}
     try:
@@ -215,10 +259,10 @@ def _from_shards(indexes: list[Index]) -> list[Item]:
                 raise UserError(f"{path}: sample {key!r} is in two shards; write them again under keys of their own")
             keys.add(key)
             try:
-                label = decode_label(_read_range(path, members.label_offset[position], members.label_size[position]))
+                label = decode_label(read_range(path, members.label_offset[position], members.label_size[position]))
             except Damaged as error:
                 raise UserError(f"{path}: sample {key!r}: {error}; mend the shard") from None
-            read = partial(_read_range, path, members.image_offset[position], members.image_size[position])
+            read = partial(read_range, path, members.image_offset[position], members.image_size[position])
             items.append(Item(key, index.image_name(position), label, read))
     return items
 
@@ -268,10 +312,11 @@ def _from_idx(path: Path, labels: str | Path | None) -> list[Item]:
     images, classes = read_idx(path), read_idx(labels)
     if images.ndim != 3 or classes.shape != images.shape[:1] or not images.size:
         raise UserError(f"{labels}: labels of shape {classes.shape} for images of shape {images.shape}; name the pair")
-    return [Item(f"{n:05d}", "png", int(classes[n]), partial(_png, images[n])) for n in range(len(images))]
+    return [Item(f"{n:05d}", "png", int(classes[n]), partial(png, images[n])) for n in range(len(images))]
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
+    """A picture, (H, W) or (H, W, 3) uint8, as the bytes of a PNG file."""
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, format="PNG", optimize=True)
         return file.getvalue()

@@ -56,8 +56,13 @@ class SampleReader:
                 f"{shard.path}: sample {self.key(sample)!r} has label {label}, but the data set has {self._classes} "
                 f"classes (0 to {self._classes - 1}); mend the shard or the classes in dataset.yaml"
             )
-        data = self._bytes(number, members.image_offset[position], members.image_size[position])
-        return decode_image(data, self._channels), label
+        return decode_image(self.image_bytes(sample), self._channels), label
+
+    def image_bytes(self, sample: int) -> bytes:
+        """The picture of `sample` as it is stored. Raises UserError: its shard does not match its index."""
+        number, position = self._locate(sample)
+        members = self._index(number)
+        return self._bytes(number, members.image_offset[position], members.image_size[position])
 
     def read_or_replace(self, sample: int) -> tuple[Image.Image, int, DamagedSample | None]:
         """As `read`, but a damaged sample gives way to the next good one of its shard (counted round), always the same.
@@ -81,6 +86,10 @@ class SampleReader:
 
     def describe(self, sample: int, error: Damaged) -> DamagedSample:
         return DamagedSample(self._split.shards[self._locate(sample)[0]].name, self.key(sample), str(error))
+
+    def where(self, sample: int) -> str:
+        """The sample in the words of an error."""
+        return f"{self._split.shards[self._locate(sample)[0]].path}: sample {self.key(sample)!r}"
 
     def key(self, sample: int) -> str:
         number, position = self._locate(sample)

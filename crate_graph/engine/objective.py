@@ -19,6 +19,8 @@ class Task(Protocol):
 
     def summarize(self, sums: Tensor) -> dict[str, float]: ...
 
+    def pictures(self, images: Tensor) -> Tensor: ...
+
 
 class Objective(nn.Module):
     """Weights stay in fp32; the forward pass runs in the recipe's precision under autocast."""

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: a checkpoint, judged on a data set."""
+"""The verb `evaluate`: metrics of a checkpoint, of shipped weights or of a method on a data set or a folder."""
 
 from __future__ import annotations
 
@@ -8,72 +8,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_graph.checkpoint.manifest import read_manifest, read_verified
-from crate_graph.checkpoint.model import load_model
-from crate_graph.checkpoint.store import resolve
-from crate_graph.cluster.groups import process_group
+from crate_graph.cluster.groups import naming_a_lost_peer, process_group
 from crate_graph.cluster.ranks import discover
-from crate_graph.config.load import load_recipe
-from crate_graph.data import open_dataset
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Objective
 from crate_graph.errors import UserError
-from crate_graph.evaluation.classification import build_eval_loader, evaluate_split
-from crate_graph.tasks import ClassificationTask
+from crate_graph.evaluation.loaders import build_eval_loader
+from crate_graph.evaluation.split import evaluate_split
+from crate_graph.evaluation.subjects import Subject, open_subject
+from crate_graph.models.tiles import Tiled
+from crate_graph.tasks import build_task
 
 
-def evaluate(checkpoint: str, data: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Metrics of `checkpoint` on the data set `data`, in the precision and with the view that its recipe evaluates
-    with.
+def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | None = None) -> dict[str, Any]:
+    """Metrics of `name` on `data`, in the precision and with the view that its recipe evaluates with.
 
-    `overrides` change that recipe (`data.eval_split=train`, `evaluation.use_ema=false`).
+    Args:
+        name: see `subjects.open_subject`.
+        data: a data set; for restoration a folder of pictures, too.
+        overrides: settings of the recipe to change (`data.eval_split=train`, `data.degradation.sigma=10`).
+        tile: side of the tiles in which a picture is restored; None restores it whole.
 
     Raises:
         UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model.
     """
-    folder = resolve(checkpoint)
-    read_verified(folder, read_manifest(folder), "recipe.yaml")
-    recipe = load_recipe(folder / "recipe.yaml", [f"data.dataset={data}", "data.root=null", *overrides])
-    model, manifest = load_model(folder, use_ema=None if recipe.evaluation.use_ema else False)
-    dataset = open_dataset(recipe.data.dataset, recipe.data.root)
-    _check_fit(data, dataset, manifest)
+    return judge(open_subject(name, data, overrides), tile)
+
+
+def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
+    """Metrics of `subject`, after what it is and what it was judged on."""
+    recipe, model = subject.recipe, subject.model
+    if tile is not None:
+        if recipe.task.kind != "restoration":
+            raise UserError(f"--tile {tile}: only pictures that are restored can be cut into tiles; leave it out")
+        model = Tiled(model, tile)
     ranks = discover()
-    objective = (
-        Objective(model, ClassificationTask(recipe.task.label_smoothing), recipe.precision).to(ranks.device).eval()
-    )
+    objective = Objective(model, build_task(recipe), recipe.precision).to(ranks.device).eval()
 
     def measure(batch: MicroBatch) -> Tensor:
         with torch.inference_mode():
             return objective(*batch)
 
-    with process_group(ranks):
-        trained = manifest["dataset"]
-        loader = build_eval_loader(recipe, dataset, ranks, mean=trained["mean"], std=trained["std"])
+    with process_group(ranks), naming_a_lost_peer():
+        loader = build_eval_loader(recipe, ranks, dataset=subject.dataset, mean=subject.mean, std=subject.std)
         try:
             metrics, damaged = evaluate_split(measure, objective.task, loader, ranks)
         finally:
             loader.close()
-    samples = loader.split.samples
     return {
-        "checkpoint": str(folder),
-        "step": manifest["step"],
-        "dataset": dataset.name,
-        "split": recipe.data.eval_split,
-        "samples": samples,
+        **subject.described,
+        "dataset": subject.dataset.name if subject.dataset else recipe.data.dataset,
+        "split": loader.split.name,
+        "samples": loader.split.samples,
         "damaged": damaged,
         **metrics,
     }
-
-
-def _check_fit(data: str, dataset: Any, manifest: dict[str, Any]) -> None:
-    trained = manifest["dataset"]
-    if dataset.num_classes != manifest["model"]["num_classes"]:
-        raise UserError(
-            f"{data}: has {dataset.num_classes} classes, the model tells {manifest['model']['num_classes']} apart "
-            f"({trained['name']}); choose a data set with the same classes, or fine-tune with model.init_from"
-        )
-    if dataset.channels != len(trained["mean"]):
-        raise UserError(
-            f"{data}: images have {dataset.channels} channels, the model was trained on {len(trained['mean'])} "
-            f"({trained['name']}); choose a data set of the same kind"
-        )

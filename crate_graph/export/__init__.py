@@ -1,9 +1,10 @@
-"""Write a checkpoint in a form that others read, and prove that what was written computes the same logits.
+"""Write a checkpoint in a form that others read, and prove that what was written computes the same.
 
 Each format is one module with the same three names:
-    TOLERANCE            largest difference allowed, as a share of the largest logit (or of 1, if that is larger)
+    TOLERANCE            largest difference allowed, as a share of the largest output (or of 1, if that is larger)
     write(source, path)  writes a file or a folder
-    reload(path)         reads it back the way a stranger would: a function of (B, C, H, W) images to (B, K) logits
+    reload(path)         reads it back the way a stranger would: a function of (B, C, H, W) images to (B, K) logits, or
+                         of observed, mask and sigma to an estimate
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from crate_graph.errors import UserError
 __all__ = ["FORMATS", "export", "load_safetensors"]
 
 FORMATS = {"timm": "timm_folder", "hf": "huggingface", "safetensors": "safetensors_file", "onnx": "onnx_file"}
+RESTORATION_FORMATS = {"safetensors": "restorer_safetensors", "onnx": "restorer_onnx"}
 EXTRAS = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 
 
@@ -28,9 +30,9 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
     The result is reloaded and compared with the checkpoint's model on a fixed seeded batch before it appears at
     `output`; until then it lies in a hidden folder beside it, which is removed on any failure.
 
-    Returns format, output, architecture, max_difference (of the logits), allowed_difference, and files: name -> bytes.
-    Raises UserError for an unknown format, a missing optional package or an existing output; RuntimeError if the
-    reloaded model differs.
+    Returns format, output, architecture, max_difference (of the outputs), allowed_difference, and files: name -> bytes.
+    Raises UserError for an unknown format, one that is not for the checkpoint's task, a missing optional package or an
+    existing output; RuntimeError if the reloaded model differs.
     """
     output = Path(output)
     if format not in FORMATS:
@@ -39,15 +41,24 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
         raise UserError(f"{output} exists already; remove it or choose another --output")
     _require_extra(format)
 
-    from crate_graph.export.parity import compare_logits
+    from crate_graph.checkpoint.manifest import read_manifest
+    from crate_graph.checkpoint.model import task_of
+    from crate_graph.checkpoint.store import resolve
+    from crate_graph.export.parity import compare_estimates, compare_logits
+    from crate_graph.export.restorer import read_restorer
     from crate_graph.export.source import read_checkpoint
     from crate_graph.export.staging import staged
 
-    writer = importlib.import_module(f"crate_graph.export.{FORMATS[format]}")
-    source = read_checkpoint(checkpoint)
+    folder = resolve(checkpoint)
+    if task_of(read_manifest(folder))["kind"] == "restoration":
+        _refuse_for_restoration(folder, format)
+        source, formats, compare = read_restorer(folder), RESTORATION_FORMATS, compare_estimates
+    else:
+        source, formats, compare = read_checkpoint(folder), FORMATS, compare_logits
+    writer = importlib.import_module(f"crate_graph.export.{formats[format]}")
     with staged(output) as path:
         writer.write(source, path)
-        difference, allowed = compare_logits(source, writer.reload(path), writer.TOLERANCE, format)
+        difference, allowed = compare(source, writer.reload(path), writer.TOLERANCE, format)
         written = sorted(path.rglob("*")) if path.is_dir() else [path]
         files = {str(file.relative_to(path) if path.is_dir() else file.name): file.stat().st_size for file in written}
     return {
@@ -65,6 +76,14 @@ def load_safetensors(path: Path | str) -> nn.Module:
     from crate_graph.export.safetensors_file import load_safetensors as load
 
     return load(path)
+
+
+def _refuse_for_restoration(folder: Path, format: str) -> None:
+    if format not in RESTORATION_FORMATS:
+        raise UserError(
+            f"{folder}: a restoration network; --format {format} is for classification, use safetensors (which "
+            f"crate-graph restore loads) or onnx"
+        )
 
 
 def _require_extra(format: str) -> None:

@@ -41,7 +41,7 @@ def write(source: Source, path: Path) -> None:
         verbose=False,
     )
     model = program.model_proto
-    _forget_the_source_code(model)
+    forget_the_source_code(model)
     metadata = {
         "classes": json.dumps(source.classes),
         "mean": json.dumps(source.mean),
@@ -62,7 +62,7 @@ def reload(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
 
 
-def _forget_the_source_code(model: onnx.ModelProto) -> None:
+def forget_the_source_code(model: onnx.ModelProto) -> None:
     """The exporter notes for each node the stack trace that made it, with the paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):

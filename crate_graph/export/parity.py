@@ -1,4 +1,4 @@
-"""Are two models the same function? Compare their logits on a fixed batch."""
+"""Are two models the same function? Compare what they compute on fixed inputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from crate_graph.data.degrade import observe, pack, unpack
+from crate_graph.export.restorer import Restorer
 from crate_graph.export.source import Source
+from crate_graph.tasks.restoration import estimate
 
 BATCH = 3
 SEED = 0
@@ -27,18 +30,48 @@ def compare_logits(
 
     Allowed is `tolerance` x max(1, largest logit). Raises RuntimeError beyond it, or where a logit is not finite.
     """
-    difference = allowed = 0.0
+    differences = []
     for count in (1, BATCH):
         images = example_images(source, count)  # (count, C, H, W)
-        expected, actual = source.model(images), reloaded(images)  # (count, K) both
-        if actual.shape != expected.shape:
-            raise RuntimeError(f"{name} export: logits of shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
-        allowed = max(allowed, tolerance * max(1.0, expected.abs().max().item()))
-        gap = (actual - expected).abs().max().item()
-        if not gap <= allowed:  # written so that NaN fails
-            raise RuntimeError(
-                f"{name} export: logits differ from the checkpoint's by {gap:.3g}, more than {allowed:.3g}; "
-                f"nothing was written"
-            )
-        difference = max(difference, gap)
+        differences.append(_difference("logits", source.model(images), reloaded(images), tolerance, name))  # (count, K)
+    return _largest(differences)
+
+
+def example_observation(restorer: Restorer, height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded noise for a picture, degraded as in training: observed, mask (batch, C, height, width), sigma (batch,)."""
+    generator = torch.Generator().manual_seed(SEED)
+    channels = 1 if restorer.color == "y" else 3
+    clean = torch.rand(batch, height, width, channels, generator=generator).numpy()
+    observations = [observe(picture, restorer.degradation, (SEED, 0, n)) for n, picture in enumerate(clean)]
+    observed, mask, sigma = unpack(pack(observations))
+    return observed.contiguous(), mask.contiguous(), sigma.contiguous()
+
+
+@torch.no_grad()
+def compare_estimates(
+    restorer: Restorer, reloaded: Callable[[Tensor, Tensor, Tensor], Tensor], tolerance: float, name: str
+) -> tuple[float, float]:
+    """As `compare_logits`, for the estimates of a restoration network on pictures of even and of odd sides."""
+    differences = []
+    for height, width, batch in ((24, 32, 2), (19, 37, 1)):
+        observation = example_observation(restorer, height, width, batch)
+        expected, actual = estimate(restorer.model, *observation), reloaded(*observation)  # (batch, C, H, W) both
+        differences.append(_difference("estimates", expected, actual, tolerance, name))
+    return _largest(differences)
+
+
+def _difference(what: str, expected: Tensor, actual: Tensor, tolerance: float, name: str) -> tuple[float, float]:
+    if actual.shape != expected.shape:
+        raise RuntimeError(f"{name} export: {what} of shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    allowed = tolerance * max(1.0, expected.abs().max().item())
+    difference = (actual - expected).abs().max().item()
+    if not difference <= allowed:  # written so that NaN fails
+        raise RuntimeError(
+            f"{name} export: {what} differ from the checkpoint's by {difference:.3g}, more than {allowed:.3g}; "
+            f"nothing was written"
+        )
     return difference, allowed
+
+
+def _largest(differences: list[tuple[float, float]]) -> tuple[float, float]:
+    return max(difference for difference, _ in differences), max(allowed for _, allowed in differences)

@@ -17,14 +17,15 @@ class ConvRestorer(nn.Module):
         in_chans: channels of the picture, 3 or 1.
         dim: feature maps, at half the picture's resolution.
         depth: residual blocks.
+        noise_aware: take sigma; known values are then kept only where it is 0.
     """
 
     window = 5
     multiple = 2
 
-    def __init__(self, in_chans: int = 3, dim: int = 56, depth: int = 5):
+    def __init__(self, in_chans: int = 3, dim: int = 56, depth: int = 5, noise_aware: bool = False):
         super().__init__()
-        self.in_chans = in_chans
+        self.in_chans, self.noise_aware = in_chans, noise_aware
         self.entry = PackedInput(in_chans, dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1))
@@ -35,12 +36,11 @@ class ConvRestorer(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """observed, mask (B, C, H, W) in [0, 1]; sigma (B,) noise standard deviation, or None. Returns (B, C, H, W)."""
+        """observed, mask (B, C, H, W) in [0, 1]; sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
+        sigma = sigma if self.noise_aware else None
         start, x = self.entry(observed, mask, sigma)  # (B, C, H, W), (B, dim, H/2, W/2)
         for block in self.blocks:
             x = x + block(x)
         added = F.pixel_shuffle(self.exit(x), 2).float()  # (B, C, H, W)
         height, width = observed.shape[-2:]
         return keep_observed(start + added[..., :height, :width], observed, mask, sigma)
-
-

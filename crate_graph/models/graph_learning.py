@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crate_graph.ops import reference
+from crate_graph.ops import flops, reference
 from crate_graph.ops.graph import distances
 from crate_graph.ops.window import Window
 
@@ -34,6 +34,10 @@ class GraphLearning(nn.Module):
         """The same by the plain reference: (B, heads * D, H, W) -> (B, heads, K, H, W)."""
         between = reference.distances(self.project(maps), radius)
         return reference.edge_weights(between.clamp(*DISTANCE_RANGE), radius)
+
+    def flops(self, edges: int) -> int:
+        """Arithmetic per pixel, without the projection, for so many undirected edges of a pixel."""
+        return self.heads * flops.edge_weights(edges, self.root.shape[-1])
 
     def project(self, maps: Tensor) -> Tensor:
         """R f per head: (B, heads * D, H, W) -> (B, heads, D, H, W)."""

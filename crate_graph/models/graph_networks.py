@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from crate_graph.models.graph_learning import GraphLearning
 from crate_graph.models.observation import check_size, interpolate_known, keep_observed
-from crate_graph.ops import reference
+from crate_graph.ops import flops, reference
 from crate_graph.ops.glr import glr
 from crate_graph.ops.gtv_admm import directed_pair, gtv_admm
 from crate_graph.ops.window import window
 
 RADIUS = 2  # a window of 5 x 5
+EDGES = 12  # of a pixel in it, each counted once
 Prior = Literal["glr", "gtv"]
 
 
@@ -81,6 +82,12 @@ class UnrolledSolver(nn.Module):
         weights = weights / weights.sum(dim=2, keepdim=True)
         gamma = bounded(self.gamma, 0.01)
         return self._mean(reference.gtv(x, observed, mask, weights, gamma, alpha, beta, self.skip, RADIUS))
+
+    def flops(self, channels: int) -> int:
+        """Arithmetic per pixel, that of the graph operators; see `crate_graph.ops.flops`."""
+        layers, steps, heads = self.alpha.shape
+        count = flops.glr if self.prior == "glr" else flops.gtv_admm
+        return heads * count(EDGES, channels, layers, steps)
 
     def _per_head(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, heads, C, ...), without a copy."""
@@ -159,12 +166,18 @@ class UnrolledGraphNetwork(nn.Module):
                 x = block(x, observed, mask)
         return keep_observed(x, observed, mask, None)
 
+    def graph_flops(self, height: int, width: int) -> int:
+        """What the graph operators compute for a picture of this size, beyond convolutions and matrix products."""
+        per_block = [block.graphs.flops(EDGES) + block.solver.flops(self.in_chans) for block in self.blocks]
+        return height * width * sum(per_block)
+
 
 class UntrainedGraphNetwork(nn.Module):
     """`iglr` and `igtv`: one graph from colour and position, M = 1.5 I, and the solver with its initial values.
 
     The paper gives the features as (R, G, B, row, column) without their units. Here colours are in units of
-    `color_unit` and positions in units of `position_unit` pixels. It has no parameters to learn.
+    `color_unit` and positions in units of `position_unit` pixels; with much smaller ones the graph's largest eigenvalue
+    outgrows the paper's fixed steps. It has no parameters to learn.
     """
 
     window = 2 * RADIUS + 1
@@ -175,8 +188,8 @@ class UntrainedGraphNetwork(nn.Module):
         in_chans: int = 3,
         layers: int = 5,
         steps: int = 10,
-        color_unit: float = 0.1,
-        position_unit: float = 2.0,
+        color_unit: float = 0.2,
+        position_unit: float = 1.0,
     ):
         super().__init__()
         self.in_chans = in_chans
@@ -191,6 +204,10 @@ class UntrainedGraphNetwork(nn.Module):
         x = interpolate_known(observed, mask)
         weights = self.graphs(self._features(x), window(*x.shape[-2:], RADIUS))
         return keep_observed(self.solver(x, observed, mask, weights), observed, mask, None)
+
+    def graph_flops(self, height: int, width: int) -> int:
+        """As for `UnrolledGraphNetwork`."""
+        return height * width * (self.graphs.flops(EDGES) + self.solver.flops(self.in_chans))
 
     def _features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C + 2, H, W)."""

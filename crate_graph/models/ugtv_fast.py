@@ -4,7 +4,7 @@ What differs from `ugtv`:
 - Convolutions run at half the resolution on 2x2 pixels packed into channels, and their maps pass from block to block.
 - A block predicts a guide, and it is the difference of picture and guide that is smooth on the graph:
       min over x of ||C (x - guide)||_1  subject to  x_S = y.
-  With the green channel as the guide this is the old rule that colour differences are smooth; here the guide is learned.
+  With the green channel as the guide it is the old rule that colour differences are smooth; here the guide is learned.
 - Undirected edges, one edge array, known pixels eliminated, few preconditioned CG steps: `crate_graph.ops.gtv_split`.
 """
 
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from crate_graph.models.graph_learning import GraphLearning
 from crate_graph.models.graph_networks import bounded
 from crate_graph.models.observation import PackedInput, keep_observed, pack
+from crate_graph.ops import flops
 from crate_graph.ops.graph import node_sums
 from crate_graph.ops.gtv_split import gtv_split
 from crate_graph.ops.window import Window, window
@@ -57,6 +58,11 @@ class SplitSolver(nn.Module):
         y = None if binding is None else x
         x = gtv_split(x, free, weights, threshold, alpha, beta, grid, fidelity, y, self.recompute)
         return torch.einsum("g,bgcl->bcl", self.mix, x.unflatten(0, (batch, heads)))
+
+    def flops(self, channels: int, edges: int) -> int:
+        """Arithmetic per pixel of the graph operators, for so many undirected edges of a pixel."""
+        layers, steps, heads = self.alpha.shape
+        return heads * flops.gtv_split(edges, channels, layers, steps)
 
     def _per_head(self, x: Tensor) -> Tensor:
         """(B, C, length) -> (B * heads, C, length)."""
@@ -120,21 +126,20 @@ class UGTVFast(nn.Module):
         self,
         in_chans: int = 3,
         dim: int = 48,
-        depth: int = 3,
-        convs: int = 2,
-        heads: int = 2,
-        features: int = 6,
-        radius: int = 2,
+        depth: int = 2,
+        convs: int = 3,
+        heads: int = 1,
+        features: int = 8,
+        radius: int = 1,
         layers: int = 2,
-        steps: int = 3,
+        steps: int = 2,
         noise_aware: bool = False,
     ):
         super().__init__()
         self.in_chans, self.noise_aware = in_chans, noise_aware
         self.entry = PackedInput(in_chans, dim)
         self.blocks = nn.ModuleList(
-            GuidedBlock(in_chans, dim, convs, heads, features, radius, layers, steps, noise_aware)
-            for _ in range(depth)
+            GuidedBlock(in_chans, dim, convs, heads, features, radius, layers, steps, noise_aware) for _ in range(depth)
         )
         self.checkpoint_blocks = False
 
@@ -150,6 +155,12 @@ class UGTVFast(nn.Module):
             else:
                 maps, x = block(maps, x, observed, mask, noise)
         return keep_observed(x, observed, mask, noise)
+
+    def graph_flops(self, height: int, width: int) -> int:
+        """What the graph operators compute for a picture of this size, beyond convolutions and matrix products."""
+        edges = window(height, width, self.blocks[0].radius).edges
+        per_block = [block.graphs.flops(edges) + block.solver.flops(self.in_chans, edges) for block in self.blocks]
+        return height * width * sum(per_block)
 
 
 def unpack(maps: Tensor, height: int, width: int) -> Tensor:

@@ -21,6 +21,7 @@ class ViTRestorer(nn.Module):
         size: side of the tile that attention spans, in pixels; a multiple of the patch, even.
         patch_size: side of a patch.
         dim, depth, num_heads: of the transformer.
+        noise_aware: take sigma; known values are then kept only where it is 0.
     """
 
     window = 5
@@ -33,9 +34,10 @@ class ViTRestorer(nn.Module):
         dim: int = 80,
         depth: int = 4,
         num_heads: int = 4,
+        noise_aware: bool = False,
     ):
         super().__init__()
-        self.in_chans, self.size, self.patch_size = in_chans, size, patch_size
+        self.in_chans, self.size, self.patch_size, self.noise_aware = in_chans, size, patch_size, noise_aware
         self.trunk = VisionTransformer(
             img_size=size,
             patch_size=patch_size,
@@ -52,7 +54,8 @@ class ViTRestorer(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """observed, mask (B, C, H, W); sigma (B,) or None. Returns (B, C, H, W)."""
+        """observed, mask (B, C, H, W); sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
+        sigma = sigma if self.noise_aware else None
         check_size(observed)
         if max(observed.shape[-2:]) > self.size:
             return restore_tiled(self, observed, mask, sigma, tile=self.size, overlap=self.size // 4 * 2)

@@ -6,7 +6,7 @@ edge e at place i joins pixel i and pixel i + step e; they are zero where one en
 Each operator keeps its inputs alone for the backward pass, which is again one of the operators:
 
     stencil      y_i = diagonal_i v_i - sum over neighbours j of w_ij v_j     (symmetric: it is its own adjoint)
-    edge_cross   e_ij = sum over channels of u_i v_j + u_j v_i                (the stencil's derivative by w, but for sign)
+    edge_cross   e_ij = sum over channels of u_i v_j + u_j v_i                (minus the stencil's derivative by w)
     distances    d_ij = sum over channels of (f_i - f_j)^2                    (its adjoint is a Laplacian)
     node_sums    n_i = sum over the edges at i                                (the degrees of a graph)
 """

@@ -9,8 +9,8 @@ depends on t1, t2 and delta = (s1 - s2) / gamma alone:
     delta <- (gamma / next gamma) (delta - 2u - t1 + t2)       with the new t1, t2
     (C'C + H'H) x = C'(delta - t1 + t2) / 2 + H'(y - c / gamma)
 
-The sum s1 + s2 cancels, so the initial value of the edge multipliers has no influence at all. C'C is itself a Laplacian,
-with the weight w_ij^2 + w_ji^2 on edge ij. The plain form, array by array, is in `crate_graph.ops.reference`.
+The sum s1 + s2 cancels, so the initial value of the edge multipliers has no influence at all. C'C is itself a
+Laplacian, with the weight w_ij^2 + w_ji^2 on edge ij. The plain form is in `crate_graph.ops.reference`.
 
 Both directions of an edge share the difference d = x_i - x_j: its two values in Cx are pair * d with
 pair = (w_ij, -w_ji). Edge arrays are (E, G, C, 2, count): contiguous for each offset, small enough for a cache.

@@ -3,7 +3,7 @@
 min over x of ||Cx||_1 with x_S = y, where Cx is w_ij (x_i - x_j) once per undirected edge. A row-normalised directed
 graph has the same objective with w = w_ij + w_ji, at half the edges. Splitting off e = Cx with the scaled multiplier u:
 
-    p = Cx + u;  u <- clip(p, -lam, lam);  e = p - u;  x <- argmin ||Cx - e + u||^2, so C'C x = C'(p - 2u) on the unknown
+    p = Cx + u;  u <- clip(p, -lam, lam);  e = p - u;  x <- argmin ||Cx - e + u||^2: C'C x = C'(p - 2u) where unknown
 
 (Boyd et al., "Distributed Optimization and Statistical Learning via ADMM", 2011, section 3.1.1, with z = e.)
 """

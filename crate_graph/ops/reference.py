@@ -85,9 +85,7 @@ def unrolled_cg(apply, b: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> Ten
     return x
 
 
-def glr(
-    x: Tensor, mask: Tensor, weights: Tensor, alpha: Tensor, beta: Tensor, skip: Tensor, radius: int = 2
-) -> Tensor:
+def glr(x: Tensor, mask: Tensor, weights: Tensor, alpha: Tensor, beta: Tensor, skip: Tensor, radius: int = 2) -> Tensor:
     """min x'Lx with x fixed where mask is 1, L the normalised Laplacian. alpha, beta (layers, T, G), skip (layers,)."""
     free = 1 - mask
 

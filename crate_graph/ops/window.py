@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd import Function
 
 
 class Window:
@@ -38,16 +38,45 @@ class Window:
 
     def flatten(self, x: Tensor) -> Tensor:
         """(..., H, W) -> (..., length)."""
-        rows = F.pad(x, (0, self.radius)).flatten(-2)  # (..., count)
-        return F.pad(rows, (self.start, self.start))
+        return _Flatten.apply(x, self)
 
     def unflatten(self, x: Tensor) -> Tensor:
         """(..., length) -> (..., H, W)."""
+        return _Unflatten.apply(x, self)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The same as a view, without autograd."""
         return x[..., self.core].unflatten(-1, (self.height, self.pitch))[..., : self.width]
 
     def inside(self, device: torch.device) -> Tensor:
         """(edges, length) float32: 1 where both ends of an edge are pixels, else 0."""
         return _inside(self.height, self.width, self.radius, device)
+
+
+class _Flatten(Function):
+    """One copy, where padding twice would make two; so too in the backward pass of `_Unflatten`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, window: Window) -> Tensor:
+        ctx.window = window
+        flat = x.new_zeros(*x.shape[:-2], window.length)
+        window.pixels(flat).copy_(x)
+        return flat
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Unflatten.apply(grad, ctx.window), None
+
+
+class _Unflatten(Function):
+    @staticmethod
+    def forward(ctx, flat: Tensor, window: Window) -> Tensor:
+        ctx.window = window
+        return window.pixels(flat)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Flatten.apply(grad, ctx.window), None
 
 
 @lru_cache(maxsize=64)

@@ -1,5 +1,7 @@
 """A task owns the loss and the metrics: all that differs between kinds of training."""
 
+from crate_graph.tasks.build import build_task
 from crate_graph.tasks.classification import ClassificationTask
+from crate_graph.tasks.restoration import RestorationTask
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "RestorationTask", "build_task"]

@@ -39,3 +39,9 @@ class ClassificationTask:
         loss, top1, top5, samples = sums.tolist()
         samples = max(samples, 1.0)
         return {"loss": loss / samples, "top1": 100 * top1 / samples, "top5": 100 * top5 / samples}
+
+    @staticmethod
+    def pictures(images: Tensor) -> Tensor:
+        """What of a batch can be shown: the images (B, C, H, W), stretched to [0, 1]."""
+        low, high = images.amin(), images.amax()
+        return (images - low) / (high - low).clamp(min=1e-6)

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crate_graph.errors import UserError
 from crate_graph.models import create_model
+from crate_graph.models.restorers import is_restorer
 
 # Dense tensor-core peak in TFLOP/s for 16-bit inputs, from the vendor's data sheets.
 _PEAK_16_BIT = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "V100": 125.0}
 
 
-def forward_flops(name: str, kwargs: dict, num_classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image's forward pass; a multiply-add counts as two.
+def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int]) -> int:
+    """As `count_flops`, of a model that is not built yet: it takes no memory.
 
-    Counted by tracing the model on the meta device, so no memory is taken and nothing is computed.
+    Args:
+        name, kwargs: of `create_model`.
 
     Raises:
         UserError: there is no such model, or it does not take such an image.
     """
     try:
         with torch.device("meta"):
-            model = create_model(name, num_classes=num_classes, **kwargs).eval()
-            image = torch.zeros(1, *image_shape)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(image)
+            model = create_model(name, **kwargs).eval()
+        return count_flops(model, image_shape, restores=is_restorer(name))
     except Exception as error:  # whatever it is, only the arguments can be its cause
         reason = (str(error) or type(error).__name__).splitlines()[0]
         shape = "x".join(map(str, image_shape))
         raise UserError(
-            f"model {name}, kwargs {kwargs}, image {shape}: {reason}; check model.name, model.kwargs and the sizes in "
-            f"data.train_transform and data.eval_transform"
+            f"model {name}, arguments {kwargs}, image {shape}: {reason}; check model.name, model.kwargs and the size "
+            f"of images: data.train_transform and data.eval_transform, or data.patch"
         ) from error
-    return counter.get_total_flops()
+
+
+def count_flops(model: nn.Module, image_shape: tuple[int, int, int], *, restores: bool = False) -> int:
+    """Floating-point operations of the forward pass of one image (C, H, W); a multiply-add counts as two.
+
+    `model` is on the meta device, so nothing is computed. The trace sees matrix products and convolutions; what else
+    costs, a model adds by its method `graph_flops(height, width)`.
+
+    Args:
+        restores: whether the model takes a mask beside the image.
+    """
+    image = torch.zeros(1, *image_shape, device="meta")
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image, image) if restores else model(image)
+    own = model.graph_flops(*image_shape[1:]) if hasattr(model, "graph_flops") else 0
+    return counter.get_total_flops() + own
 
 
 def peak_flops(device: torch.device, precision: str, stated_tflops: float | None) -> float | None:

@@ -13,7 +13,7 @@ from crate_graph.data import Batch, PlannedLoader
 from crate_graph.engine.base import Engine
 from crate_graph.engine.word import Report
 from crate_graph.errors import RunFailed, UserError
-from crate_graph.evaluation.classification import evaluate_split
+from crate_graph.evaluation.split import evaluate_split
 from crate_graph.resilience.guard import FiniteGuard, Verdict
 from crate_graph.resilience.requests import Requests
 from crate_graph.train.ema import Ema
@@ -209,6 +209,4 @@ class Loop:
     def _show_images(self, batch: Batch) -> None:
         if self.log is None or not self.recipe.telemetry.images:
             return
-        images = batch.images[:16]
-        low, high = images.amin(), images.amax()
-        self.log.images("train_samples", (images - low) / (high - low).clamp(min=1e-6), 0)
+        self.log.images("train_samples", self.engine.objective.task.pictures(batch.images[:16]), 0)

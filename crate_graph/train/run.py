@@ -21,22 +21,22 @@ from crate_graph.checkpoint.initial import load_initial_weights
 from crate_graph.checkpoint.manifest import read_manifest
 from crate_graph.checkpoint.model import shapes
 from crate_graph.checkpoint.store import CheckpointStore, resolve
-from crate_graph.cluster.groups import agree, from_main, process_group
+from crate_graph.cluster.groups import agree, from_main, naming_a_lost_peer, process_group
 from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.config.load import dump_recipe
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
-from crate_graph.data.augment import build_train_transform
 from crate_graph.data.index import sha256_of_shards
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective
-from crate_graph.errors import RunFailed, UserError
-from crate_graph.evaluation.classification import build_eval_loader
+from crate_graph.errors import UserError
+from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.models import create_model
 from crate_graph.models.checkpointing import set_activation_checkpointing
 from crate_graph.resilience.guard import FiniteGuard
 from crate_graph.resilience.requests import Requests
-from crate_graph.tasks import ClassificationTask
+from crate_graph.tasks import build_task
+from crate_graph.tasks.build import describe_task, image_shapes, model_arguments, train_transform
 from crate_graph.train.ema import Ema
 from crate_graph.train.flops import forward_flops, peak_flops
 from crate_graph.train.loop import Loop
@@ -78,7 +78,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
         first = loop.step
         if first >= loop.last_step and folder.summary.exists():
             return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
-        with _naming_a_lost_peer():
+        with naming_a_lost_peer():
             loop.run()
         with agree(ranks):
             loop.saver.writer.wait()
@@ -99,7 +99,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         dataset = open_dataset(recipe.data.dataset, recipe.data.root)
         loader = build_train_loader(recipe, dataset, ranks)
         stack.callback(loader.close)
-        eval_loader = build_eval_loader(recipe, dataset, ranks, mean=dataset.mean, std=dataset.std)
+        eval_loader = build_eval_loader(recipe, ranks, dataset=dataset, mean=dataset.mean, std=dataset.std)
         stack.callback(eval_loader.close)
         flops = check_model(recipe, dataset)
         model = build_model(recipe, dataset, init=resume_from is None)
@@ -107,7 +107,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
     model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(
         recipe.engine,
-        Objective(model, ClassificationTask(recipe.task.label_smoothing), recipe.precision),
+        Objective(model, build_task(recipe), recipe.precision),
         lambda bare: build_optimizer(recipe.optimizer, bare),
         ranks,
         micro_batch=micro_batch,
@@ -181,7 +181,7 @@ def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Mo
     Without `init` it is about to be filled from a checkpoint, and `model.init_from` need no longer exist.
     """
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model.name, num_classes=dataset.num_classes, **recipe.model.kwargs)
+    model = create_model(recipe.model.name, **model_arguments(recipe, dataset))
     if init and recipe.model.init_from is not None:
         for change in load_initial_weights(model, recipe.model.init_from):
             logger.info("model.init_from: %s", change)
@@ -197,12 +197,8 @@ def check_model(recipe: Recipe, dataset: Dataset) -> int:
     Raises:
         UserError: the model cannot be built, or does not take the images of training or evaluation.
     """
-    model, data = recipe.model, recipe.data
-    sizes = (data.eval_transform.size, data.train_transform.size)
-    counts = [
-        forward_flops(model.name, model.kwargs, dataset.num_classes, (dataset.channels, size, size)) for size in sizes
-    ]
-    return counts[-1]
+    arguments = model_arguments(recipe, dataset)
+    return [forward_flops(recipe.model.name, arguments, shape) for shape in image_shapes(recipe, dataset)][-1]
 
 
 def build_train_loader(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> PlannedLoader:
@@ -210,13 +206,7 @@ def build_train_loader(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> Planne
     return PlannedLoader(
         data.train_split,
         dataset=dataset,
-        transform=build_train_transform(
-            data.train_transform,
-            mean=dataset.mean,
-            std=dataset.std,
-            channels=dataset.channels,
-            num_classes=dataset.num_classes,
-        ),
+        transform=train_transform(recipe, dataset),
         seed=recipe.seed,
         slots=data.slots,
         global_batch=recipe.batch.global_batch,
@@ -251,8 +241,10 @@ def _checkpoint_to_resume(store: CheckpointStore, resume: str) -> Path | None:
 
 
 def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
-    """What fixes the sequence of global batches; a resumed run must agree."""
+    """What fixes the sequence of global batches, and what is learned from them; a resumed run must agree."""
+    task = describe_task(recipe)
     return {
+        **{f"data.{key}": value for key, value in task.items() if key != "kind"},
         "seed": recipe.seed,
         "data.train_split": recipe.data.train_split,
         "data.slots": recipe.data.slots,
@@ -297,16 +289,6 @@ def _summarize(
         "world_size": ranks.world,
         "checkpoint": str(newest.path) if newest else None,
     }
-
-
-@contextmanager
-def _naming_a_lost_peer() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
-            raise RunFailed("another process of the run has ended; its own message or log says why") from error
-        raise
 
 
 @contextmanager

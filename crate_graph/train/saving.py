@@ -17,6 +17,7 @@ from crate_graph.engine.base import Engine
 from crate_graph.engine.loss_scale import LossScale
 from crate_graph.errors import UserError
 from crate_graph.resilience.guard import FiniteGuard
+from crate_graph.tasks.build import describe_task, model_arguments
 from crate_graph.train.ema import Ema
 
 
@@ -91,12 +92,11 @@ class Saver:
 
     def _facts(self, metrics: dict[str, float]) -> dict[str, Any]:
         data = self.dataset
+        arguments = model_arguments(self.recipe, data)
+        num_classes = arguments.pop("num_classes", None)  # restoration has none
         return {
-            "model": {
-                "name": self.recipe.model.name,
-                "kwargs": self.recipe.model.kwargs,
-                "num_classes": data.num_classes,
-            },
+            "task": describe_task(self.recipe),
+            "model": {"name": self.recipe.model.name, "kwargs": arguments, "num_classes": num_classes},
             "dataset": {
                 "name": data.name,
                 "classes": list(data.classes),

@@ -50,9 +50,9 @@ def test_random_resized_is_torchvisions_resized_crop():
 
 
 def _generator(key):
-    from crate_graph.data.augment import _number
+    from crate_graph.data.augment import keyed_number
 
-    return random.Random(_number(key))
+    return random.Random(keyed_number(key))
 
 
 def test_boxes_have_the_stated_area_and_ratio():

@@ -1,7 +1,11 @@
+import re
+
 import pytest
 import yaml
 
 from crate_graph.data.dataset import open_dataset, shipped_datasets
+from crate_graph.data.index import read_index
+from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
 
 
@@ -16,7 +20,8 @@ def edit(dataset, **fields):
 
 def test_every_shipped_description_is_valid():
     names = shipped_datasets()
-    assert {"fashion_mnist", "imagenet1k", "cifar10", "cifar100", "flowers102", "oxford_pets"} <= set(names)
+    assert {"fashion_mnist", "imagenet1k", "cifar10", "cifar100", "flowers102", "oxford_pets"} < set(names)
+    assert {"photo_crops", "div2k"} <= set(names)
     for name in names:
         dataset = open_dataset(name)
         assert dataset.name == name and (dataset.file.parent / "README.md").is_file()
@@ -28,6 +33,25 @@ def test_fashion_mnist_is_complete():
     assert (dataset.split("train").samples, dataset.split("test").samples) == (10_000, 2_000)
     assert dataset.classes[9] == "Ankle boot" and dataset.channels == 1
     assert "Copyright (c) 2017 Zalando SE" in (dataset.file.parent / "README.md").read_text()
+
+
+def test_photo_crops_is_complete_and_its_photographs_are_attributed():
+    dataset = open_dataset("photo_crops")
+    assert (dataset.split("train").samples, dataset.split("test").samples) == (193, 8)
+    assert dataset.classes == ("photograph",) and dataset.channels == 3
+    text = (dataset.file.parent / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\S+) \| (train|test) \| .+ \| CC(?:0 1\.0| BY 4\.0) \|$", text, re.MULTILINE))
+    for split, side in (("train", 96), ("test", 256)):
+        shards = dataset.split(split).shards
+        names = {key.rsplit("_", 2)[0] for shard in shards for key in read_index(shard.path).keys}
+        assert names == {name for name, its_split in rows.items() if its_split == split}
+        reader = SampleReader(dataset, dataset.split(split))
+        pictures = [reader.read(sample)[0] for sample in range(dataset.split(split).samples)]
+        reader.close()
+        assert {picture.size for picture in pictures} == {(side, side)}
+        assert {picture.mode for picture in pictures} == {"RGB"}
+    files = list(dataset.file.parent.iterdir())
+    assert max(file.stat().st_size for file in files) < 2e6 and sum(file.stat().st_size for file in files) < 5e6
 
 
 def test_unknown_name_gives_the_nearest():

@@ -178,6 +178,17 @@ def test_mixed_targets_are_distributions(make_dataset, loader):
         torch.testing.assert_close(batch.targets.sum(1), torch.ones(8))
 
 
+def test_a_mixture_is_keyed_by_seed_epoch_step_and_slot(make_dataset, loader):
+    dataset = make_dataset((20, 30))
+    view = train_view(dataset, mixup=1.0)
+    plain = loader(dataset, train_view(dataset)).epoch(2)
+    for step, (mixed, batch) in enumerate(zip(loader(dataset, view).epoch(2), plain, strict=True)):
+        for slot, (images, targets) in enumerate(zip(batch.images.split(2), batch.targets.split(2), strict=True)):
+            expected = view.mix(images, targets, (1, 2, step, slot))
+            assert torch.equal(mixed.images[2 * slot : 2 * slot + 2], expected[0])
+            assert torch.equal(mixed.targets[2 * slot : 2 * slot + 2], expected[1])
+
+
 @pytest.mark.parametrize(("world", "workers"), [(3, 0), (1, 3), (2, 4)])
 def test_readers_must_divide_the_slots(make_dataset, loader, world, workers):
     dataset = make_dataset((20,))

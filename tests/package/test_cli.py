@@ -14,6 +14,7 @@ from crate_graph.errors import RunFailed, UserError
 VERBS = {
     "train": ["train"],
     "evaluate": ["evaluate"],
+    "restore": ["restore"],
     "export": ["export"],
     "bench": ["bench"],
     "shards": ["shards"],
@@ -59,7 +60,9 @@ def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n    {verb}" in text for verb in ("train", "evaluate", "export", "shards", "checkpoint", "bench"))
+    assert all(
+        f"\n    {verb}" in text for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench")
+    )
 
 
 def test_train_calls_with_the_recipe_and_its_run_folder(replace, capsys):
@@ -90,8 +93,12 @@ def test_overrides_may_stand_before_and_after_options(replace):
 def test_evaluate_export_and_bench_call_through(replace, capsys):
     calls = replace("crate_graph.evaluation.run", "evaluate", {"top1": 0.25})
     assert main(["evaluate", "runs/a", "--data", "fashion_mnist", "evaluation.batch_size=8", "--json"]) == 0
-    assert calls == [("runs/a", "fashion_mnist", ["evaluation.batch_size=8"])]
-    assert json.loads(capsys.readouterr().out) == {"top1": 0.25}
+    assert main(["evaluate", "bicubic", "--data", "photos", "--tile", "256", "--json"]) == 0
+    assert calls == [
+        ("runs/a", "fashion_mnist", ["evaluation.batch_size=8"], None),
+        ("bicubic", "photos", [], 256),
+    ]
+    assert capsys.readouterr().out.count('"top1": 0.25') == 2
 
     calls = replace("crate_graph.export", "export", {"output": Path("x.onnx")})
     assert main(["export", "runs/a", "--format", "onnx", "--output", "x.onnx", "--json"]) == 0
@@ -144,6 +151,11 @@ def test_an_interrupt_is_code_130(replace, capsys):
         ["train", "quickstart", "--rundir", "x"],
         ["evaluate", "runs/a"],
         ["export", "runs/a", "--format", "gif", "--output", "x"],
+        ["restore"],
+        ["restore", "name", "photo.png"],
+        ["restore", "name", "--output", "out"],
+        ["restore", "name", "photo.png", "--output", "out", "--scale", "big"],
+        ["restore", "name", "photo.png", "--output", "out", "--format", "gif"],
         ["bench", "everything"],
         ["bench", "ops", "more"],
     ],

@@ -65,6 +65,16 @@ def test_quickstart_sets_up_once_and_trains(checkout):
     assert checkout.calls() == ["run evaluate runs/x --json"]
 
 
+def test_restoration_quickstart_trains_and_restores(checkout):
+    for settings in ([], ["schedule.epochs=2"]):
+        assert checkout.run("launch/local.sh", "restoration-quickstart", *settings).returncode == 0
+        run = "runs/restoration_quickstart"
+        _, trained, extracted, restored = checkout.calls() if not settings else ["", *checkout.calls()]
+        assert trained.split() == ["run", "train", "restoration_quickstart", "--run-dir", run, *settings]
+        assert extracted == f"run shards extract photo_crops --split test --output {run}/pictures"
+        assert restored.startswith(f"run restore {run} {run}/pictures/*.png --degrade bayer:RGGB --compare --force")
+
+
 @pytest.mark.parametrize("changed", ["pyproject.toml", "tools/constraints.txt"])
 def test_changed_dependencies_are_installed(checkout, changed):
     checkout.run("launch/local.sh", "quickstart")

@@ -64,6 +64,19 @@ def test_recipes_and_shards_come_along(installed):
     assert (train, test) == (10_000, 2_000)
 
 
+def test_shipped_weights_come_along(installed):
+    code = (
+        "import json; from crate_graph.weights import list_weights, load_restorer, names; "
+        "print(json.dumps([str(names.SHIPPED), [load_restorer(name).recipe for name in list_weights()]]))"
+    )
+    folder, recipes = json.loads(run_away(installed, code))
+    weights = ROOT / "crate_graph/weights"
+    assert Path(folder) == installed / "crate_graph/weights"
+    for path in weights.glob("*/model.*"):
+        assert (installed / "crate_graph" / path.relative_to(ROOT / "crate_graph")).read_bytes() == path.read_bytes()
+    assert len(recipes) == len(list(weights.glob("*/model.json")))
+
+
 def test_the_command_starts(installed):
     code = "from crate_graph.cli import main; main(['train', '--help'])"
     assert "RECIPE" in run_away(installed, code)

@@ -1,18 +1,18 @@
-"""Classification metrics over a whole split, on one process or on many."""
+"""Metrics over a whole split, on one process or on many."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from crate_graph.cluster.ranks import Ranks
-from crate_graph.config.schema import Recipe
-from crate_graph.data import Dataset, PlannedLoader
-from crate_graph.data.augment import build_eval_transform
+from crate_graph.data import Batch
+from crate_graph.data.index import Shard
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Task
 from crate_graph.errors import UserError
@@ -20,38 +20,26 @@ from crate_graph.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def build_eval_loader(
-    recipe: Recipe, dataset: Dataset, ranks: Ranks, *, mean: Sequence[float], std: Sequence[float]
-) -> PlannedLoader:
-    """Every sample of the evaluation split once; the last batches are padded with weight 0, so all ranks take equal
-    steps.
+class Samples(Protocol):
+    """What a loader reads: a split of a data set, or the pictures of a folder."""
 
-    `mean` and `std` are those that the model was trained with.
-    """
-    data = recipe.data
-    readers = max(data.workers, 1)
-    per_reader = -(-recipe.evaluation.batch_size // readers)
-    return PlannedLoader(
-        data.eval_split,
-        dataset=dataset,
-        transform=build_eval_transform(
-            data.eval_transform, mean=mean, std=std, channels=dataset.channels, num_classes=dataset.num_classes
-        ),
-        slots=ranks.world * readers,
-        global_batch=ranks.world * readers * per_reader,
-        shuffle=False,
-        tail="pad",
-        rank=ranks.rank,
-        world=ranks.world,
-        workers=data.workers,
-        prefetch=data.prefetch,
-        replace_damaged=False,
-        pin_memory=ranks.device.type == "cuda",
-    )
+    name: str
+    samples: int
+    shards: tuple[Shard, ...]  # none in a folder
+
+
+class EvalLoader(Protocol):
+    """`PlannedLoader` or `WholeImages`: equally many batches on each rank, each sample with weight 1 on one of them."""
+
+    split: Samples
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+    def close(self) -> None: ...
 
 
 def evaluate_split(
-    measure: Callable[[MicroBatch], Tensor], task: Task, loader: PlannedLoader, ranks: Ranks
+    measure: Callable[[MicroBatch], Tensor], task: Task, loader: EvalLoader, ranks: Ranks
 ) -> tuple[dict[str, float], int]:
     """Metrics over all good samples, and how many damaged ones were left out; alike on all ranks. Collective.
 

@@ -1,0 +1,62 @@
+"""The loader that an evaluation reads, by the recipe's task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crate_graph.cluster.ranks import Ranks
+from crate_graph.config.schema import Recipe
+from crate_graph.data import Dataset, PlannedLoader, open_dataset
+from crate_graph.data.augment import build_eval_transform
+from crate_graph.data.photographs import WholeImages, open_pictures
+
+
+def build_eval_loader(
+    recipe: Recipe, ranks: Ranks, *, dataset: Dataset | None = None, mean: Sequence[float], std: Sequence[float]
+) -> PlannedLoader | WholeImages:
+    """Every sample of the evaluation split once; the last batches are padded with weight 0, so all ranks take equal
+    steps.
+
+    `dataset` is what `data.dataset` names, where it is open already; `mean` and `std` are those that the model was
+    trained with. Restoration reads whole pictures, of a data set or of a plain folder, and uses none of the three.
+
+    Raises:
+        UserError: no such data, or no such split.
+    """
+    data = recipe.data
+    if recipe.task.kind == "restoration":
+        return _whole_pictures(recipe, ranks)
+    dataset = dataset or open_dataset(data.dataset, data.root)
+    readers = max(data.workers, 1)
+    per_reader = -(-recipe.evaluation.batch_size // readers)
+    return PlannedLoader(
+        data.eval_split,
+        dataset=dataset,
+        transform=build_eval_transform(
+            data.eval_transform, mean=mean, std=std, channels=dataset.channels, num_classes=dataset.num_classes
+        ),
+        slots=ranks.world * readers,
+        global_batch=ranks.world * readers * per_reader,
+        shuffle=False,
+        tail="pad",
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        replace_damaged=False,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def _whole_pictures(recipe: Recipe, ranks: Ranks) -> WholeImages:
+    """The same masks and the same noise whatever the recipe's seed, so that all are judged on the same pictures."""
+    data = recipe.data
+    return WholeImages(
+        open_pictures(data.dataset, data.eval_split, data.root),
+        data.degradation,
+        data.color,
+        seed=0,
+        rank=ranks.rank,
+        world=ranks.world,
+        pin_memory=ranks.device.type == "cuda",
+    )

@@ -1,0 +1,114 @@
+"""A trained restoration network and the description that travels with it, in every file that we write of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from crate_graph.checkpoint import load_model
+from crate_graph.checkpoint.manifest import read_manifest, read_verified
+from crate_graph.checkpoint.model import arguments_of, check_fit, shapes, task_of
+from crate_graph.checkpoint.store import resolve
+from crate_graph.config.load import load_recipe
+from crate_graph.config.schema import Degradation
+from crate_graph.errors import UserError
+from crate_graph.models import create_model
+from crate_graph.tasks.build import describe
+
+FORMAT = "crate-graph-restorer/1"
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """A restoration network in eval mode, and what it was trained for.
+
+    `model_args` are the keyword arguments that rebuild the architecture, `in_chans` among them.
+    """
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, Any]
+    degradation: Degradation
+    color: Literal["rgb", "y"]
+    recipe: str
+    dataset: str
+    step: int
+    metrics: dict[str, float]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> tensor, each with memory of its own, as safetensors asks."""
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self.model.state_dict().items()}
+
+    def describe(self) -> str:
+        """All but the weights, as JSON; `rebuild` reads it."""
+        described = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "model_args": self.model_args,
+            "degradation": self.degradation.model_dump(),
+            "color": self.color,
+            "recipe": self.recipe,
+            "dataset": self.dataset,
+            "step": self.step,
+            "metrics": self.metrics,
+        }
+        return json.dumps(described, indent=1)
+
+
+def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer:
+    """The restorer that `Restorer.describe` described. `where` names the file in an error.
+
+    Raises:
+        UserError: written by something else, or weights of another architecture.
+    """
+    remedy = "use a file that crate-graph export --format safetensors wrote of a restoration checkpoint"
+    try:
+        fields = json.loads(described)
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"not of the format {FORMAT}")
+        fields["degradation"] = Degradation.model_validate(fields["degradation"])
+        model = create_model(fields["architecture"], **fields["model_args"])
+        check_fit(where, fields["architecture"], shapes(model), weights)
+        restorer = Restorer(model=model, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: does not describe a restoration network ({reason}); {remedy}") from None
+    model.load_state_dict(weights)
+    model.eval()
+    return restorer
+
+
+def read_restorer(path: str | Path) -> Restorer:
+    """The model of a restoration checkpoint (its moving average, where one is kept), on the CPU.
+
+    Raises:
+        UserError: no whole checkpoint, or one of another task.
+    """
+    folder = resolve(path)
+    task = task_of(read_manifest(folder))
+    if task["kind"] != "restoration":
+        raise UserError(f"{folder}: was trained for {task['kind']}; name a checkpoint of a restoration recipe")
+    model, manifest = load_model(folder)
+    read_verified(folder, manifest, "recipe.yaml")
+    return Restorer(
+        model=model.cpu(),
+        architecture=manifest["model"]["name"],
+        model_args=arguments_of(manifest),
+        degradation=Degradation.model_validate(task["degradation"]),
+        color=task["color"],
+        recipe=load_recipe(folder / "recipe.yaml").name,
+        dataset=manifest["dataset"]["name"],
+        step=manifest["step"],
+        metrics=manifest["metrics"],
+    )
+
+
+def words_to_try(degradation: Degradation) -> list[str]:
+    """Of `crate-graph restore`: those that try such a network on a full picture."""
+    noise = degradation.sigma if isinstance(degradation.sigma, float) else sum(degradation.sigma) / 2
+    words = ["--degrade", describe(degradation).replace(":any", ":RGGB")]
+    return [*words, "--noise", f"{noise:g}"] if noise else words

@@ -1,0 +1,1 @@
+"""Restoration of picture files with a trained model: read, observe, restore, write, compare."""

@@ -1,0 +1,58 @@
+"""From what a user names to a restoration network: shipped weights, a checkpoint, or an exported file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from crate_graph.checkpoint.manifest import MANIFEST
+from crate_graph.errors import UserError
+from crate_graph.export.restorer import Restorer, read_restorer, rebuild
+from crate_graph.export.restorer_safetensors import load_restorer_file, read_tensors
+
+SHIPPED = Path(__file__).resolve().parent
+WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
+
+
+def list_weights() -> list[str]:
+    """Names of the weights that ship with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{DESCRIPTION}"))
+
+
+def load_restorer(name_or_path: str | Path) -> Restorer:
+    """The restoration network of that name, or at that path, in eval mode on the CPU.
+
+    Args:
+        name_or_path: shipped weights; a checkpoint or a run folder; a safetensors file that `crate-graph export` wrote;
+            a folder like those of the shipped weights.
+
+    Raises:
+        UserError: none of these (naming the nearest name), damaged, or of another task.
+    """
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) in list_weights():
+        return _load_folder(SHIPPED / str(name_or_path))
+    if (path / DESCRIPTION).is_file():
+        return _load_folder(path)
+    if (path / MANIFEST).is_file() or path.is_dir():
+        return read_restorer(path)
+    if path.is_file():
+        return load_restorer_file(path)
+    raise UserError(f"{name_or_path}: neither shipped weights nor a checkpoint; {_remedy(str(name_or_path))}")
+
+
+def _load_folder(folder: Path) -> Restorer:
+    try:
+        described = (folder / DESCRIPTION).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / DESCRIPTION}: cannot be read ({error}); install or export it again") from None
+    _, weights = read_tensors(folder / WEIGHTS)
+    return rebuild(described, weights, folder)
+
+
+def _remedy(name: str) -> str:
+    names = list_weights()
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    if not near:
+        return "name a run folder, a checkpoint or a file that crate-graph export --format safetensors wrote"
+    return f"did you mean {', '.join(near)}?"
