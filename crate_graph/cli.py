@@ -135,14 +135,15 @@ def _add_evaluate(verbs) -> None:
     evaluate = _add_verb(
         verbs,
         "evaluate",
-        "measure a checkpoint or a classical method on a data set",
+        "measure a checkpoint, shipped weights or a classical method on a data set",
         "crate-graph evaluate runs/quickstart --data fashion_mnist --json",
     )
     evaluate.add_argument(
         "subject",
-        metavar="CHECKPOINT|METHOD",
-        help="a checkpoint, a run folder for its newest one, or a way to restore pictures without training: bilinear, "
-        "malvar2004, menon2007 (demosaicking), bicubic, bicubic_misaligned (x2 interpolation)",
+        metavar="CHECKPOINT|NAME",
+        help="a checkpoint, a run folder for its newest one, or shipped or exported weights of a restoration network, "
+        "or a method without training: bilinear, malvar2004, menon2007 (demosaicking), bicubic, bicubic_misaligned (x2 "
+        "interpolation), iglr, igtv",
     )
     _add_overrides(evaluate)
     evaluate.add_argument(

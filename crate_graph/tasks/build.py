@@ -78,7 +78,7 @@ def describe_task(recipe: Recipe) -> dict[str, Any]:
         return {"kind": recipe.task.kind}
     return {
         "kind": recipe.task.kind,
-        "degradation": recipe.data.degradation.model_dump(mode="json"),
+        "degradation": recipe.data.degradation.model_dump(),
         "color": recipe.data.color,
     }
 

@@ -71,6 +71,17 @@ def test_evaluate_equals_what_training_measured(evaluate, trained, photographs):
         assert {name: result[name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
 
 
+def test_exported_weights_measure_the_same(evaluate, refused, trained, photographs, tmp_path):
+    file, folder = tmp_path / "weights.safetensors", photographs / "pictures" / "test"
+    assert main(["export", str(trained.run_dir), "--format", "safetensors", "--output", str(file)]) == 0
+    result = evaluate(file, "--data", folder)
+    expected = trained.summary["metrics"]
+    assert {name: result[name] for name in METRICS} == pytest.approx(expected, rel=1e-6) and result["step"] == 40
+    assert "not for random:0.5" in refused(
+        file, "--data", folder, "data.degradation.kind=random", "data.degradation.keep=0.5"
+    )
+
+
 def test_the_manifest_says_what_was_learned(trained):
     manifest = json.loads((trained.run_dir / "checkpoints" / "step-00000040" / "manifest.json").read_text())
     degradation = {"kind": "bayer", "phase": "RGGB", "keep": 0.25, "sigma": 0.0}
