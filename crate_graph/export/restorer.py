@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from crate_graph.checkpoint import load_model
@@ -71,8 +72,11 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
         if fields.pop("format") != FORMAT:
             raise ValueError(f"not of the format {FORMAT}")
         fields["degradation"] = Degradation.model_validate(fields["degradation"])
+        with torch.device("meta"):  # a description may ask for any size, and weights must fit before memory is taken
+            expected = shapes(create_model(fields["architecture"], **fields["model_args"]))
+        check_fit(where, fields["architecture"], expected, weights)
+        check_finite(where, weights)
         model = create_model(fields["architecture"], **fields["model_args"])
-        check_fit(where, fields["architecture"], shapes(model), weights)
         restorer = Restorer(model=model, **fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
@@ -80,6 +84,15 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
     model.load_state_dict(weights)
     model.eval()
     return restorer
+
+
+def check_finite(where: Path, weights: dict[str, Tensor]) -> None:
+    """Raise a UserError that names the first weight that is no floating point number, or not finite."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{where}: {name} holds {tensor.dtype} and not floating point numbers; export it again")
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} holds values that are not finite; export an earlier checkpoint")
 
 
 def read_restorer(path: str | Path) -> Restorer:

@@ -82,10 +82,12 @@ class PackedInput(nn.Module):
 
 
 def pack(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 4C, ceil(H/2), ceil(W/2)), channels last in memory; an odd side is filled up with zeros.
+    """(B, C, H, W) -> (B, 4C, ceil(H/2), ceil(W/2)), channels last in memory.
 
-    Convolutions keep the memory format, and in bfloat16 on a CPU they take two thirds of the time in this one.
+    An odd side is continued by its mirror image, which repeats no pixel and so keeps the phase of a mosaic: what lies
+    beyond the border looks like what networks were trained on. Convolutions keep the memory format, and in bfloat16 on
+    a CPU they take two thirds of the time in this one.
     """
     height, width = x.shape[-2:]
-    packed = F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
+    packed = F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2), mode="reflect"), 2)
     return packed.contiguous(memory_format=torch.channels_last)

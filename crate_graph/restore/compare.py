@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crate_graph.restore.pictures import quantize, write_picture
 
 PANEL = 480  # pixels: width of a panel
+TALLEST = 1440  # pixels: height of a picture in a panel
 GAP, TEXT = 12, 20  # pixels between panels; height of a caption
 SMALLEST_DETAIL, LARGEST_DETAIL = 16, 96  # pixels: side of the detail
 _BACKGROUND, _INK, _FRAME = (255, 255, 255), (0, 0, 0), (255, 200, 0)
@@ -47,9 +48,9 @@ def _panel(caption: str, pixels: np.ndarray, box: Box) -> Image.Image:
     """Caption, the whole picture with the detail framed, the detail."""
     left, top, side = box
     picture = _image(pixels)
-    scale = PANEL / picture.width
+    scale = min(PANEL / picture.width, TALLEST / picture.height)
     resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    whole = picture.resize((PANEL, max(1, round(picture.height * scale))), resampling)
+    whole = picture.resize([max(1, round(side * scale)) for side in picture.size], resampling)
     frame = [round(edge * scale) for edge in (left, top, left + side, top + side)]
     ImageDraw.Draw(whole).rectangle(frame, outline=_FRAME, width=2)
     detail = picture.crop((left, top, left + side, top + side)).resize((PANEL, PANEL), Image.Resampling.NEAREST)

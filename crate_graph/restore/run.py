@@ -245,9 +245,8 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--device {name}: cannot be used ({reason}); write cpu, or cuda where there is a GPU"
-        ) from None
+    except (RuntimeError, AssertionError, NotImplementedError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: cannot be used here; write cpu, or cuda where there is a GPU")
     return device

@@ -86,14 +86,16 @@ def _composer(color: str, cb_cr: Tensor | None) -> Callable[[Tensor], np.ndarray
 
 
 def bring_to_phase(observed: Tensor, mask: Tensor, phase: str, wanted: str) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """A mosaic of one phase as one of another: unknown pixels above and to the left, none, one row or one column.
+    """A mosaic of one phase as one of another: a mirrored row above, a mirrored column to the left, or both.
+
+    A mirror image that repeats no pixel has the mosaic's own phase one pixel farther.
 
     Returns observed and mask (B, C, H + rows, W + columns), and (rows, columns), to be cropped from the estimate.
     """
     (row, column), (wanted_row, wanted_column) = PHASES[phase], PHASES[wanted]
     rows, columns = (wanted_row - row) % 2, (wanted_column - column) % 2
     border = (columns, 0, rows, 0)
-    return F.pad(observed, border), F.pad(mask, border), (rows, columns)
+    return F.pad(observed, border, mode="reflect"), F.pad(mask, border, mode="reflect"), (rows, columns)
 
 
 def spread(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from crate_graph.config.schema import Degradation, Recipe
@@ -76,11 +77,8 @@ def describe_task(recipe: Recipe) -> dict[str, Any]:
     """The task in the manifest of a checkpoint: what whoever uses the model must know of it."""
     if recipe.task.kind != "restoration":
         return {"kind": recipe.task.kind}
-    return {
-        "kind": recipe.task.kind,
-        "degradation": recipe.data.degradation.model_dump(),
-        "color": recipe.data.color,
-    }
+    degradation = json.loads(json.dumps(recipe.data.degradation.model_dump()))  # as a checkpoint gives it back
+    return {"kind": recipe.task.kind, "degradation": degradation, "color": recipe.data.color}
 
 
 def check_degradation(trained: Degradation, asked: Degradation, where: str) -> None:

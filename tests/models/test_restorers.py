@@ -8,8 +8,9 @@ from crate_graph.models import list_models
 from crate_graph.models.bench_graph import PLAIN, run
 from crate_graph.models.checkpointing import set_activation_checkpointing
 from crate_graph.models.graph_learning import GraphLearning
-from crate_graph.models.observation import interpolate_known
+from crate_graph.models.observation import interpolate_known, pack
 from crate_graph.models.restorers import RESTORERS
+from crate_graph.models.ugtv_fast import unpack
 from crate_graph.ops.gtv_admm import directed_pair
 from crate_graph.ops.memory import saved_bytes
 from crate_graph.ops.window import window
@@ -168,6 +169,25 @@ def test_activation_checkpointing_keeps_less_and_changes_no_gradient(name, mode)
     assert all(torch.equal(a, b) for a, b in zip(grads["none"], grads[mode], strict=True))
 
 
+@pytest.mark.parametrize("name", ["ugtv_fast", "conv_restorer"])
+def test_an_odd_border_is_no_darker_than_an_even_one(name):
+    """A constant picture of odd sides: beyond the border lies its mirror image, not black."""
+    model, (_, mask) = small(name), mosaic(33, 33)
+    constant = 0.8 * mask
+    with torch.no_grad():
+        odd = model(constant, mask)[..., -3:, -3:]
+        even = model(constant[..., :32, :32], mask[..., :32, :32])[..., -3:, -3:]
+        middle = model(constant, mask)[..., 15:18, 15:18]
+    assert (odd - middle).abs().max() < 2 * (even - middle).abs().max() + 1e-3
+
+
+def test_packing_continues_an_odd_side_in_its_phase():
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    packed = pack(x)  # (1, 4, 2, 2): by phase
+    assert packed[0, :, 1, 1].tolist() == [8, 7, 5, 4]
+    assert torch.equal(unpack(packed, 3, 3), x)
+
+
 @pytest.mark.parametrize("name", ["ugtv_fast", "conv_restorer", "vit_restorer"])
 def test_a_noise_aware_network_leaves_known_values_where_there_is_noise(name):
     model, (observed, mask) = small(name, noise_aware=True), mosaic(16, 16, batch=2)
@@ -199,7 +219,16 @@ def test_vit_restores_large_pictures_in_tiles():
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
-    [("ugtv", {"in_chans": 4}, "in_chans=4"), ("uglr", {"blocks": 3}, "blocks"), ("conv_restorer", {"x": 1}, "x")],
+    [
+        ("ugtv", {"in_chans": 4}, "in_chans=4"),
+        ("uglr", {"blocks": 3}, "blocks"),
+        ("conv_restorer", {"x": 1}, "x"),
+        ("ugtv", {"in_chans": "3"}, "in_chans='3'"),
+        ("ugtv_fast", {"radius": 3}, "radius=3 should be a whole number from 1 to 2"),
+        ("ugtv_fast", {"noise_aware": "no"}, "noise_aware='no' should be true or false"),
+        ("uglr", {"layers": 0}, "layers=0 should be a whole number, 1 or more"),
+        ("igtv", {"color_unit": 0}, "color_unit=0 should be a number over 0"),
+    ],
 )
 def test_bad_arguments_are_named(name, kwargs, message):
     with pytest.raises(UserError, match=message):
