@@ -77,6 +77,8 @@ def make_request(
                 f"of the noise that is there with --sigma"
             )
         return Request(mosaic=mosaic and mosaic.upper(), scale=scale, sigma=sigma)
+    if noise is not None and not 0 <= noise <= LARGEST_SIGMA:
+        raise UserError(f"--noise {noise:g}: noise is from 0 to {LARGEST_SIGMA}, where white is 255")
     degradation = parse_degradation(degrade, noise or 0.0)
     if degradation.phase == "any":
         raise UserError(f"--degrade {degrade}: a picture has one phase; write one of {', '.join(PHASES)}")

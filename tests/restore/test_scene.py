@@ -125,7 +125,7 @@ def test_noise_repeats_and_is_of_the_level(pixels):
         ({"degrade": "beyer"}, "degradation 'beyer': unknown; write bayer:RGGB"),
         ({"degrade": "bayer:any"}, "a picture has one phase; write one of RGGB"),
         ({"degrade": "none"}, "leaves nothing to restore; add --noise"),
-        ({"degrade": "decimate", "noise": 300.0}, "sigma between 0 and 255"),
+        ({"degrade": "decimate", "noise": 300.0}, "--noise 300: noise is from 0 to 255"),
         ({"noise": 5.0}, "--noise 5: is added when a picture is degraded"),
         ({"degrade": "decimate", "scale": 2}, "--degrade and --scale exclude each other"),
         ({"mosaic": "RGGB", "scale": 2}, "--mosaic and --scale exclude each other"),
