@@ -72,15 +72,21 @@ def test_formats_for_classification_are_refused(format, restorers, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
-def test_a_network_that_differs_is_not_exported(wrong, restorers, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (1e-3, RuntimeError, "safetensors export: estimates differ from the checkpoint's"),
+        (float("nan"), UserError, "exit.bias holds values that are not finite"),
+    ],
+)
+def test_a_network_that_differs_is_not_exported(wrong, error, message, restorers, tmp_path, monkeypatch):
     def spoilt(self: Restorer):
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         weights["exit.bias"] += wrong
         return weights
 
     monkeypatch.setattr(Restorer, "weights", spoilt)
-    with pytest.raises(RuntimeError, match="safetensors export: estimates differ from the checkpoint's"):
+    with pytest.raises(error, match=message):
         export(str(restorers["bayer"]), "safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
