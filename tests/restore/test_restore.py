@@ -66,10 +66,11 @@ def test_a_mosaic_of_any_phase_and_odd_sides(phase, problem, restore, restorers,
     written = read_picture(tmp_path / "out/mosaic.tif")
     assert written.bits == 16 and written.pixels.shape == scene.shape
     assert np.array_equal(quantize(written.pixels, 16)[mask == 1], scene[mask == 1].astype(np.uint16) * 257)
-    # the same as of a mosaic in the phase of training, of which the first row or column is not known
+    # the same as of a mosaic in the phase of training, of which the first row or column is a mirror image
     rows, columns = PHASES[phase] if problem == "bayer" else (0, 0)
     border = ((rows, 0), (columns, 0), (0, 0))
-    expected = restored(restorers[problem], np.pad(scene / 255, border), np.pad(mask, border))[rows:, columns:]
+    scene, mask = (np.pad(values, border, mode="reflect") for values in (scene / 255, mask))
+    expected = restored(restorers[problem], scene, mask)[rows:, columns:]
     assert np.abs(written.pixels - expected.clip(0, 1)).max() < 1e-4
 
 
