@@ -36,16 +36,21 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
 def decode_photograph(data: bytes, where: str) -> np.ndarray:
     """Decode a picture as (H, W, 3) float32 in [0, 1]; grey in three equal channels, 16-bit grey in full.
 
-    Palettes, CMYK and an alpha channel that hides nothing are turned into RGB; of 16-bit colour Pillow keeps 8 bits.
+    Palettes and an alpha channel that hides nothing are turned into RGB; of 16-bit colour Pillow keeps 8 bits.
 
     Args:
         where: names the picture in an error.
 
     Raises:
         Damaged: see `decode_image`.
-        UserError: pixels that are transparent.
+        UserError: several pictures in one file, CMYK, or pixels that are transparent; `restore` refuses the same.
     """
     image = _open(data)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # what a telephone calls JPEG: the picture, then its preview
+        raise UserError(f"{where}: holds {frames} pictures; save one of them")
+    if image.mode == "CMYK":
+        raise UserError(f"{where}: its colours are CMYK; convert it to grey or RGB first")
     if _is_grey16(image):
         return np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
     if image.mode in ALPHA or "transparency" in image.info:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ def extract_samples(dataset: Dataset, split: str, output: str | Path, count: int
     for path, *_ in chosen:
         if path.exists():
             raise UserError(f"{path}: exists already; choose another folder for --output")
+    is_new = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=output) as folder:
@@ -40,5 +42,10 @@ def extract_samples(dataset: Dataset, split: str, output: str | Path, count: int
             for path, *_ in chosen:
                 (Path(folder) / path.name).replace(path)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another folder for --output") from None
+        if is_new:
+            shutil.rmtree(output, ignore_errors=True)
+        raise UserError(
+            f"{output}: the pictures cannot be written ({error.strerror}); make room there, or choose another folder "
+            f"for --output"
+        ) from None
     return [path for path, *_ in chosen]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ from crate_graph.data.progress import progress
 from crate_graph.data.sources import Item, open_source, read_item
 from crate_graph.errors import UserError
 
+WORKPLACE = ".making-"  # begins the name of the folder in which shards are written, inside that where they go
 MEASURED = 1000  # samples from which mean and std are measured where nobody gives them
 
 
@@ -74,14 +77,14 @@ def make_shards(
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
     output = Path(output).expanduser().absolute()
-    old = sorted(output.glob(f"{split}-[0-9]*.tar"))
-    if old and not force:
-        raise UserError(f"{output}: there are shards of {split!r} already; choose another folder, or add --force")
     if stride is not None and patch is None:
         raise UserError(f"--stride {stride}: there are no patches to place; add --patch")
     found = open_source(source, split=split, source_split=source_split, labels=labels, unlabelled=unlabelled)
-    known = read_description(output / DESCRIPTION) if (output / DESCRIPTION).is_file() else None
-    with _workplace(output, split) as folder:
+    with _workplace(output) as folder:
+        old = sorted(output.glob(f"{split}-[0-9]*.tar"))
+        if old and not force:
+            raise UserError(f"{output}: there are shards of {split!r} already; choose another folder, or add --force")
+        known = read_description(output / DESCRIPTION) if (output / DESCRIPTION).is_file() else None
         items = _first_of_each_class(found.items, per_class) if per_class else found.items
         if patch:
             store = folder / "patches"
@@ -224,7 +227,7 @@ def _measure(items: list[Item], channels: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _workplace(output: Path, split: str) -> Iterator[Path]:
+def _workplace(output: Path) -> Iterator[Path]:
     """A folder inside `output` (hence on its disk) that is gone afterwards; so is `output` where nothing came of it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -233,16 +236,37 @@ def _workplace(output: Path, split: str) -> Iterator[Path]:
             f"{output}: the folder cannot be made ({error.strerror}); choose another folder for --output"
         ) from None
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=output) as folder:
-            yield Path(folder)
+        with _alone_in(output):
+            try:
+                with tempfile.TemporaryDirectory(prefix=WORKPLACE, dir=output) as folder:
+                    yield Path(folder)
+            finally:
+                if not any(output.iterdir()):
+                    output.rmdir()
     except OSError as error:
         raise UserError(
             f"{output}: the shards cannot be written ({error.strerror or error}); make room there, or choose another "
             f"folder for --output"
         ) from None
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Hold the folder's lock, which a killed process gives back, and remove what such a one left."""
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{output}: shards are being made in this folder; wait for that to end, or choose another folder for "
+                f"--output"
+            ) from None
+        for left in output.glob(f"{WORKPLACE}*"):
+            shutil.rmtree(left)
+        yield
     finally:
-        if not any(output.iterdir()):
-            output.rmdir()
+        os.close(folder)
 
 
 def _write_shard(path: Path, samples: list[tuple[Item, int]]) -> None:

@@ -19,6 +19,7 @@ from crate_graph.data.plan import PAD
 from crate_graph.data.stream import DamagedSample, SampleReader
 from crate_graph.errors import UserError
 
+SMALLEST = 7  # pixels of a side: SSIM's window, which is larger than that of the graphs
 BLANK = np.zeros((16, 16, 3), dtype=np.float32)  # stands where there is no picture; its weight is 0
 
 
@@ -31,6 +32,9 @@ class Pictures(Protocol):
 
     def key(self, sample: int) -> str:
         """The picture's name."""
+
+    def where(self, sample: int) -> str:
+        """The picture's place, for an error."""
 
     def read(self, sample: int) -> np.ndarray:
         """(H, W, 3) float32 in [0, 1].
@@ -52,10 +56,11 @@ class SplitPictures:
         opened = dataset.split(split)
         self.name, self.samples, self.shards = split, opened.samples, opened.shards
         self._reader = SampleReader(dataset, opened)
-        self.key, self.describe, self.close = self._reader.key, self._reader.describe, self._reader.close
+        reader = self._reader
+        self.key, self.where, self.describe, self.close = reader.key, reader.where, reader.describe, reader.close
 
     def read(self, sample: int) -> np.ndarray:
-        return decode_photograph(self._reader.image_bytes(sample), self._reader.where(sample))
+        return decode_photograph(self._reader.image_bytes(sample), self.where(sample))
 
 
 class FolderPictures:
@@ -79,6 +84,9 @@ class FolderPictures:
 
     def key(self, sample: int) -> str:
         return self._files[sample].relative_to(self._root).as_posix()
+
+    def where(self, sample: int) -> str:
+        return str(self._files[sample])
 
     def read(self, sample: int) -> np.ndarray:
         path = self._files[sample]
@@ -105,11 +113,16 @@ def open_pictures(source: str | Path, split: str, root: str | Path | None = None
     Raises:
         UserError: neither; what `open_dataset` and `Dataset.split` raise; a folder without a picture.
     """
+    if is_folder_of_pictures(source):
+        return FolderPictures(source)
+    return SplitPictures(open_dataset(source, root), split)
+
+
+def is_folder_of_pictures(source: str | Path) -> bool:
+    """Whether it is a folder that is no data set, or one picture."""
     path = Path(source).expanduser()
     is_dataset = (path / DESCRIPTION).is_file() or str(source) in shipped_datasets()
-    if (path.is_dir() and not is_dataset) or (path.is_file() and path.suffix[1:].lower() in IMAGE_EXTENSIONS):
-        return FolderPictures(path)
-    return SplitPictures(open_dataset(source, root), split)
+    return (path.is_dir() and not is_dataset) or (path.is_file() and path.suffix[1:].lower() in IMAGE_EXTENSIONS)
 
 
 class WholeImages:
@@ -152,7 +165,7 @@ class WholeImages:
         Every epoch is the same.
 
         Raises:
-            UserError: what `Pictures.read` raises.
+            UserError: what `Pictures.read` raises; a picture smaller than `SMALLEST`.
         """
         for step in range(start, self.steps()):
             number = step * self._world + self._rank
@@ -162,11 +175,21 @@ class WholeImages:
     def close(self) -> None:
         self.split.close()
 
+    def _read(self, number: int) -> np.ndarray:
+        clean = self.split.read(number)  # (H, W, 3)
+        height, width = clean.shape[:2]
+        if min(height, width) < SMALLEST:
+            raise UserError(
+                f"{self.split.where(number)}: {width} x {height} pixels are fewer than the {SMALLEST} x {SMALLEST} "
+                f"that networks and SSIM look at together; leave it out of the evaluation"
+            )
+        return clean
+
     def _batch(self, number: int) -> Batch:
         clean, damaged = None, []
         if number != PAD:
             try:
-                clean = self.split.read(number)
+                clean = self._read(number)
             except Damaged as error:
                 damaged = [self.split.describe(number, error)]
         weight = torch.tensor([0.0 if clean is None else 1.0])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crate_graph.data.degrade import PHASES, bayer_mask
 from crate_graph.errors import UserError
-from crate_graph.models.observation import check_size
+from crate_graph.models.observation import check_observation
 
 # The names in colour-demosaicing. Malvar, He, Cutler, ICASSP 2004; Menon, Andriani, Calvagno, IEEE TIP 16(1), 2007.
 _DEMOSAICKING = {"bilinear": "bilinear", "malvar2004": "Malvar2004", "menon2007": "Menon2007"}
@@ -39,7 +39,7 @@ class Classical(nn.Module):
 
 
 def _demosaic(name: str, observed: Tensor, mask: Tensor) -> Tensor:
-    check_size(observed)
+    check_observation(observed, mask)
     demosaic = getattr(_package(name), f"demosaicing_CFA_Bayer_{_DEMOSAICKING[name]}")
     phase = _phase(name, mask[0])
     mosaics = observed.double().sum(dim=1).cpu().numpy()  # (B, H, W)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +12,15 @@ from torch import Tensor
 from crate_graph.cluster.groups import naming_a_lost_peer, process_group
 from crate_graph.cluster.ranks import discover
 from crate_graph.engine.base import MicroBatch
-from crate_graph.engine.objective import Objective
+from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
 from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.evaluation.split import evaluate_split
 from crate_graph.evaluation.subjects import Subject, open_subject
 from crate_graph.models.tiles import Tiled
 from crate_graph.tasks import build_task
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | None = None) -> dict[str, Any]:
@@ -43,6 +46,8 @@ def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
             raise UserError(f"--tile {tile}: only pictures that are restored can be cut into tiles; leave it out")
         model = Tiled(model, tile)
     ranks = discover()
+    if ranks.is_main and (slow := slow_precision(recipe.precision, ranks.device)) is not None:
+        logger.warning(slow)
     objective = Objective(model, build_task(recipe), recipe.precision).to(ranks.device).eval()
 
     def measure(batch: MicroBatch) -> Tensor:

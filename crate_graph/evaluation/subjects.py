@@ -16,6 +16,7 @@ from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import load_recipe, make_recipe
 from crate_graph.config.schema import Degradation, Recipe
 from crate_graph.data import Dataset, open_dataset
+from crate_graph.data.photographs import is_folder_of_pictures
 from crate_graph.errors import UserError
 from crate_graph.evaluation.classical import METHODS, Classical, degradation_of
 from crate_graph.models import create_model
@@ -23,6 +24,7 @@ from crate_graph.tasks.build import check_degradation, color_channels
 from crate_graph.weights.names import DESCRIPTION, list_weights, load_restorer
 
 UNTRAINED = ("iglr", "igtv")  # networks without weights to learn
+JUDGED = ("data", "task", "precision", "evaluation")  # sections of a recipe that an evaluation depends on
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,24 @@ def open_subject(name: str, data: str, overrides: Sequence[str] = ()) -> Subject
         overrides: settings of the recipe to change.
 
     Raises:
-        UserError: nothing of that name, a damaged checkpoint, or a problem that the model was not trained for.
+        UserError: nothing of that name, a damaged checkpoint, a problem that the model was not trained for, or an
+            override that could change nothing.
     """
+    _check_overrides(data, overrides)
     if name in METHODS or name in UNTRAINED:
         return _open_method(name, data, overrides)
     if name in list_weights() or Path(name).is_file() or (Path(name) / DESCRIPTION).is_file():
         return _open_weights(name, data, overrides)
     return _open_checkpoint(name, data, overrides)
+
+
+def _check_overrides(data: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        section, _, key = override.partition("=")[0].partition(".")
+        if section not in JUDGED:
+            raise UserError(f"{override}: is for training and changes nothing in an evaluation; leave it out")
+        if (section, key) == ("data", "eval_split") and is_folder_of_pictures(data):
+            raise UserError(f"{override}: {data} is a folder of pictures and has no splits; leave it out")
 
 
 def _open_method(name: str, data: str, overrides: Sequence[str]) -> Subject:

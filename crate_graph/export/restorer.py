@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from crate_graph.errors import UserError
 from crate_graph.models import create_model
 from crate_graph.tasks.build import describe
 
-FORMAT = "crate-graph-restorer/1"
+FORMAT = "crate-graph-restorer/2"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Restorer:
         return {name: tensor.detach().clone().contiguous() for name, tensor in self.model.state_dict().items()}
 
     def describe(self) -> str:
-        """All but the weights, as JSON; `rebuild` reads it."""
+        """All but the weights, as JSON, with a checksum of both; `rebuild` reads it."""
         described = {
             "format": FORMAT,
             "architecture": self.architecture,
@@ -57,25 +58,31 @@ class Restorer:
             "step": self.step,
             "metrics": self.metrics,
         }
-        return json.dumps(described, indent=1)
+        return json.dumps({**described, "sha256": _checksum(described, self.weights())}, indent=1)
 
 
 def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer:
     """The restorer that `Restorer.describe` described. `where` names the file in an error.
 
     Raises:
-        UserError: written by something else, or weights of another architecture.
+        UserError: written by something else, weights of another architecture, or a description or weights that are
+            not those that were written.
     """
     remedy = "use a file that crate-graph export --format safetensors wrote of a restoration checkpoint"
     try:
         fields = json.loads(described)
-        if fields.pop("format") != FORMAT:
+        if fields["format"] != FORMAT:
             raise ValueError(f"not of the format {FORMAT}")
+        written = fields.pop("sha256")
+        found = _checksum(fields, weights)
+        del fields["format"]
         fields["degradation"] = Degradation.model_validate(fields["degradation"])
         with torch.device("meta"):  # a description may ask for any size, and weights must fit before memory is taken
             expected = shapes(create_model(fields["architecture"], **fields["model_args"]))
         check_fit(where, fields["architecture"], expected, weights)
         check_finite(where, weights)
+        if found != written:
+            raise ValueError("it or the weights were changed after they were written")
         model = create_model(fields["architecture"], **fields["model_args"])
         restorer = Restorer(model=model, **fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -84,6 +91,15 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
     model.load_state_dict(weights)
     model.eval()
     return restorer
+
+
+def _checksum(described: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """SHA-256 over a description and the bytes of all weights in the order of their names."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_finite(where: Path, weights: dict[str, Tensor]) -> None:

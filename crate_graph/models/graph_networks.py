@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crate_graph.models.graph_learning import GraphLearning
-from crate_graph.models.observation import check_size, interpolate_known, keep_observed
+from crate_graph.models.observation import check_observation, interpolate_known, keep_observed
 from crate_graph.ops import flops, reference
 from crate_graph.ops.glr import glr
 from crate_graph.ops.gtv_admm import directed_pair, gtv_admm
@@ -157,7 +157,7 @@ class UnrolledGraphNetwork(nn.Module):
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W) -> (B, C, H, W). sigma is not used: the paper's networks know no noise."""
-        check_size(observed)
+        check_observation(observed, mask)
         x = interpolate_known(observed, mask)  # (B, C, H, W)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -200,7 +200,7 @@ class UntrainedGraphNetwork(nn.Module):
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W) -> (B, C, H, W)."""
-        check_size(observed)
+        check_observation(observed, mask)
         x = interpolate_known(observed, mask)
         weights = self.graphs(self._features(x), window(*x.shape[-2:], RADIUS))
         return keep_observed(self.solver(x, observed, mask, weights), observed, mask, None)

@@ -50,8 +50,18 @@ def keep_observed(estimate: Tensor, observed: Tensor, mask: Tensor, sigma: Tenso
     return torch.where(exact, observed, estimate)
 
 
-def check_size(observed: Tensor) -> None:
-    """Raise UserError for a picture smaller than the window."""
+def check_observation(observed: Tensor, mask: Tensor) -> None:
+    """Raise UserError for a picture smaller than the window, for other than float32, for a mask of another shape."""
+    if observed.dtype != torch.float32 or mask.dtype != torch.float32:
+        raise UserError(
+            f"a picture of {observed.dtype} and a mask of {mask.dtype}: restoration networks take torch.float32, also "
+            f"under autocast; call .float() on both"
+        )
+    if observed.shape != mask.shape:
+        raise UserError(
+            f"a picture of shape {tuple(observed.shape)} and a mask of shape {tuple(mask.shape)}: both should be "
+            f"(batch, channels, height, width); expand the mask to the picture's shape"
+        )
     height, width = observed.shape[-2:]
     if min(height, width) < WINDOW:
         raise UserError(
@@ -71,10 +81,12 @@ class PackedInput(nn.Module):
         self.conv = nn.Conv2d(4 * (2 * in_chans + 1), dim, 3, padding=1)
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) twice, (B,) or None -> (B, C, H, W) and (B, dim, ceil(H/2), ceil(W/2)). Raises UserError: too
-        small a picture.
+        """(B, C, H, W) twice, (B,) or None -> (B, C, H, W) and (B, dim, ceil(H/2), ceil(W/2)).
+
+        Raises:
+            UserError: see `check_observation`.
         """
-        check_size(observed)
+        check_observation(observed, mask)
         start = interpolate_known(observed, mask)  # (B, C, H, W)
         noise = observed.new_zeros(len(observed)) if sigma is None else sigma
         plane = noise.view(-1, 1, 1, 1).expand(-1, 1, *observed.shape[-2:])  # (B, 1, H, W)

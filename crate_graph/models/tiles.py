@@ -35,15 +35,16 @@ def restore_tiled(
     Args:
         observed, mask: (B, C, H, W); sigma: (B,) or None.
         tile: side of a tile, even.
-        overlap: pixels that neighbouring tiles share, even and smaller than the tile.
+        overlap: pixels that neighbouring tiles share, even, at most half a tile: with more, each pixel would be
+            restored many times over.
 
     Raises:
         UserError: a tile or an overlap that is not as above.
     """
-    if tile % 2 or overlap % 2 or not 0 <= overlap < tile:
+    if tile % 2 or overlap % 2 or not 0 <= 2 * overlap <= tile:
         raise UserError(
-            f"tiles of {tile} pixels that share {overlap}: both should be even, and a tile larger than what it shares; "
-            f"choose a larger tile, a multiple of 16"
+            f"tiles of {tile} pixels that share {overlap}: both should be even, and a tile at least twice what it "
+            f"shares; choose a tile of {max(2 * overlap, 16)} pixels or more"
         )
     height, width = observed.shape[-2:]
     estimate = torch.empty_like(observed)

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crate_graph.models.observation import check_size, interpolate_known, keep_observed
+from crate_graph.models.observation import check_observation, interpolate_known, keep_observed
 from crate_graph.models.tiles import restore_tiled
 
 
@@ -56,7 +56,7 @@ class ViTRestorer(nn.Module):
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W); sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
         sigma = sigma if self.noise_aware else None
-        check_size(observed)
+        check_observation(observed, mask)
         if max(observed.shape[-2:]) > self.size:
             return restore_tiled(self, observed, mask, sigma, tile=self.size, overlap=self.size // 4 * 2)
         height, width = observed.shape[-2:]

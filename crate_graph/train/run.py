@@ -28,7 +28,7 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
 from crate_graph.data.index import sha256_of_shards
 from crate_graph.engine.build import build_engine
-from crate_graph.engine.objective import Objective
+from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
 from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.models import create_model
@@ -141,6 +141,8 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         f"{recipe.model.name}: {saver.parameters:,} parameters; {loader.split.samples:,} images of "
         f"{dataset.name}; {ranks.world} x {ranks.device.type}; {recipe.precision}; writing to {folder.path}"
     )
+    if (slow := slow_precision(recipe.precision, ranks.device)) is not None:
+        display.say(slow)
     if resume_from is not None:
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main)

@@ -2,8 +2,13 @@ import argparse
 import errno
 import gzip
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -302,6 +307,31 @@ def test_class_names_must_complete_a_count(tree, tmp_path):
         make_shards(tree, tmp_path / "out", split="../train")
     with pytest.raises(UserError, match="no such source"):
         make_shards(tmp_path / "nowhere", tmp_path / "out", split="train")
+
+
+def test_two_at_once_and_a_kill_in_the_middle(tmp_path, picture):
+    """The second is refused while the first is at work; what a killed one leaves is cleared by the next."""
+    (tmp_path / "photos").mkdir()
+    for n in range(2):
+        (tmp_path / "photos" / f"{n}.png").write_bytes(picture(n, (640, 480)))
+    output = tmp_path / "shards"
+    words = ["make", tmp_path / "photos", "--unlabelled", "--output", output, "--patch", 8]
+    command = [sys.executable, "-m", "crate_graph", "shards", *map(str, words), "--split", "train", "--stride", "2"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(output.glob(".making-*")):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="shards are being made in this folder; wait"):
+        run("shards", *words, "--split", "test")
+    assert first.poll() is None and not (output / "dataset.yaml").exists()
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert list(output.glob(".making-*"))
+    assert run("shards", *words, "--split", "train") == 0
+    assert {path.name for path in output.iterdir()} == {
+        "dataset.yaml",
+        *(f"train-00000{n}.{kind}" for n in range(10) for kind in ("tar", "tar.index.json")),
+    }
 
 
 def test_index_shards_finds_the_tars_of_a_folder(make_dataset):

@@ -170,13 +170,31 @@ def test_grey_of_16_bits_is_read_in_full(data):
         (encoded(COLOUR.convert("L"), "PNG"), COLOUR.convert("L").convert("RGB")),
         (encoded(COLOUR.convert("LA"), "PNG"), COLOUR.convert("L").convert("RGB")),
         (encoded(COLOUR.convert("1"), "PNG"), COLOUR.convert("1").convert("RGB")),
-        (encoded(COLOUR.convert("CMYK"), "TIFF"), COLOUR.convert("CMYK").convert("RGB")),
         (encoded(COLOUR, "WEBP", lossless=True), COLOUR),
     ],
-    ids=["palette", "opaque", "grey", "opaque grey", "bits", "CMYK", "WebP"],
+    ids=["palette", "opaque", "grey", "opaque grey", "bits", "WebP"],
 )
 def test_what_is_turned_into_rgb(data, exact):
     assert np.array_equal(np.rint(255 * decode_photograph(data, "it")), np.asarray(exact))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (encoded(COLOUR.convert("CMYK"), "TIFF"), "it: its colours are CMYK"),
+        (encoded(COLOUR, "TIFF", save_all=True, append_images=[COLOUR]), "it: holds 2 pictures"),
+        (encoded(COLOUR, "PNG", save_all=True, append_images=[COLOUR.convert("L").convert("RGB")]), "holds 2 pictures"),
+    ],
+    ids=["CMYK", "pages", "animation"],
+)
+def test_what_restore_refuses_is_refused_here(data, says):
+    with pytest.raises(UserError, match=says):
+        decode_photograph(data, "it")
+
+
+def test_a_telephones_preview_is_no_second_picture():
+    data = encoded(COLOUR, "MPO", save_all=True, append_images=[COLOUR.resize((8, 6))])
+    assert decode_photograph(data, "it").shape == (*COLOUR.size[::-1], 3)
 
 
 def half_transparent():

@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import torch
+
+from crate_graph.engine.objective import slow_precision
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +18,18 @@ def test_bf16_is_near_fp32_and_alike_under_every_engine(runner, reference):
     alone = runner.trained("bf16", "precision=bf16")
     assert list(alone.losses.values()) == pytest.approx(list(reference.losses.values()), rel=0.02)
     assert alone.losses != reference.losses
+    assert ("no fast bf16" in alone.err) is not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     zero = runner.trained("bf16-zero", "precision=bf16", "engine.name=deepspeed", "engine.zero_stage=2", world=2)
     assert list(zero.losses.values()) == pytest.approx(list(alone.losses.values()), rel=0.01)
+
+
+def test_a_precision_that_crawls_on_this_device_is_said(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert "precision=fp32" in slow_precision("bf16", torch.device("cpu"))
+    assert slow_precision("fp32", torch.device("cpu")) is None
+    assert slow_precision("bf16", torch.device("cuda")) is None
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert slow_precision("bf16", torch.device("cpu")) is None
 
 
 def test_fp16_finds_its_loss_scale_and_resumes_with_it(runner, reference):

@@ -79,6 +79,17 @@ def test_a_picture_smaller_than_the_window_is_refused(name):
         small(name)(*mosaic(9, 4))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_another_type_or_shape_of_the_observation_is_refused(name):
+    observed, mask = mosaic(8, 8)
+    with pytest.raises(UserError, match=r"a picture of torch.float64 and a mask of torch.float32: .* call .float\(\)"):
+        small(name)(observed.double(), mask)
+    with pytest.raises(UserError, match="mask of torch.bool"):
+        small(name)(observed, mask.bool())
+    with pytest.raises(UserError, match=r"mask of shape \(1, 1, 8, 8\)"):
+        small(name)(observed, mask[:, :1])
+
+
 @pytest.mark.parametrize("prior", ["uglr", "ugtv"])
 def test_the_network_equals_the_plain_reference(prior):
     model, plain = small(prior), create_model(prior, plain=True, **SMALL[prior])

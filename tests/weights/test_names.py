@@ -105,7 +105,9 @@ def test_what_holds_no_restorer_is_refused(shipped, restorers, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d.update(format="other/1"), "not of the format crate-graph-restorer/1"),
+        (lambda d: d.update(format="other/1"), "not of the format crate-graph-restorer/2"),
+        (lambda d: d.update(color="y"), "changed after they were written"),
+        (lambda d: d["degradation"].update(phase="BGGR"), "changed after they were written"),
         (lambda d: d.pop("color"), "color"),
         (lambda d: d["degradation"].update(kind="fog"), "kind"),
         (lambda d: d["model_args"].update(dim=16), "another architecture than conv_restorer"),
@@ -120,6 +122,15 @@ def test_a_damaged_description_is_refused(change, says, shipped):
         load_restorer("demosaic")
     file.write_text("{")
     with pytest.raises(UserError, match="does not describe a restoration network"):
+        load_restorer("demosaic")
+
+
+def test_a_flipped_bit_in_the_weights_is_found(shipped):
+    file = shipped / "demosaic" / names.WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1  # of the last weight's mantissa
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="the weights were changed after they were written"):
         load_restorer("demosaic")
 
 
