@@ -49,4 +49,6 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
     }
     if device.type != "cpu" or precision not in supported or supported[precision]():
         return None
-    return f"precision={precision}: this CPU has no fast {precision} convolutions; precision=fp32 may be ten times faster"
+    return (
+        f"precision={precision}: this CPU has no fast {precision} convolutions; precision=fp32 may be ten times faster"
+    )

@@ -98,7 +98,7 @@ def _checksum(described: dict[str, Any], weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(weights[name].cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -108,7 +108,7 @@ def test_what_holds_no_restorer_is_refused(shipped, restorers, tmp_path):
         (lambda d: d.update(format="other/1"), "not of the format crate-graph-restorer/2"),
         (lambda d: d.update(color="y"), "changed after they were written"),
         (lambda d: d["degradation"].update(phase="BGGR"), "changed after they were written"),
-        (lambda d: d.pop("color"), "color"),
+        (lambda d: d.pop("color"), "changed after they were written"),
         (lambda d: d["degradation"].update(kind="fog"), "kind"),
         (lambda d: d["model_args"].update(dim=16), "another architecture than conv_restorer"),
     ],
