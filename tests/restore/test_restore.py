@@ -147,7 +147,7 @@ def test_tiles_give_the_same(restore, restorers, scene, tmp_path):
     Image.fromarray(np.tile(scene, (4, 3, 1))).save(tmp_path / "photo.png")
     words = (restorers["bayer"], tmp_path / "photo.png", "--degrade", "bayer:GBRG")
     assert restore(*words, "--output", tmp_path / "whole")[0] == 0
-    assert restore(*words, "--output", tmp_path / "tiled", "--tile", "96")[0] == 0
+    assert restore(*words, "--output", tmp_path / "tiled", "--tile", "128")[0] == 0
     whole, tiled = (np.asarray(Image.open(tmp_path / name / "photo.png")).astype(int) for name in ("whole", "tiled"))
     assert np.abs(whole - tiled).max() <= 1
 
@@ -156,17 +156,17 @@ def test_large_pictures_are_cut_unless_told_otherwise(restore, restorers, photo,
     sizes = []
     monkeypatch.setattr(restoring, "estimate", lambda model, observed, *rest: sizes.append(observed.shape) or observed)
     monkeypatch.setattr(restoring, "MOST_WHOLE", 40 * 57)
-    monkeypatch.setattr(restoring, "TILE", 66)
+    monkeypatch.setattr(restoring, "TILE", 128)
     large = tmp_path / "large.png"
-    Image.open(photo).resize((100, 80)).save(large)
+    Image.open(photo).resize((180, 140)).save(large)
     words = (restorers["bayer"], large, "--degrade", "bayer:RGGB", "--output", tmp_path / "out", "--force")
     monkeypatch.setattr(data_progress, "INTERVAL", -1.0)
     code, _, err = restore(*words)
     assert code == 0 and err.splitlines() == [f"restoring: {n + 1} of {len(sizes)}" for n in range(len(sizes))]
-    assert len(sizes) > 1 and max(max(shape[-2:]) for shape in sizes) <= 66
+    assert len(sizes) > 1 and max(max(shape[-2:]) for shape in sizes) <= 128
     sizes.clear()
     assert restore(*words, "--tile", "0")[0] == 0
-    assert [tuple(shape) for shape in sizes] == [(1, 3, 80, 100)]
+    assert [tuple(shape) for shape in sizes] == [(1, 3, 140, 180)]
 
 
 def test_lines_say_what_was_done(restore, restorers, photo, tmp_path):
