@@ -31,11 +31,17 @@ def process_group(ranks: Ranks, *, timeout: timedelta = timedelta(minutes=10)) -
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed refuses to start without it
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it says on every rank that it found no GPU
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that the flight recorder remembers
     dist.init_process_group(backend, timeout=timeout, **alone)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def limit_collectives(device: torch.device, seconds: float) -> None:
+    """From now on a collective of the default group that takes longer than `seconds` fails."""
+    dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=seconds))
 
 
 def from_main(ranks: Ranks, value: T) -> T:
@@ -78,4 +84,6 @@ def naming_a_lost_peer() -> Iterator[None]:
     except RuntimeError as error:
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             raise RunFailed("another process of the run has ended; its own message or log says why") from error
+        if "Timed out waiting" in str(error):
+            raise RunFailed("a collective timed out: another process of the run stands still; see its log") from error
         raise

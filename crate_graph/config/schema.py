@@ -201,6 +201,22 @@ class Guard(Section):
     max_rollbacks: Natural = 2  # then stop
 
 
+class WatchdogConfig(Section):
+    """When a run that makes no progress is ended, with its stacks in logs/, so that its launcher starts it again."""
+
+    seconds: Annotated[float, Field(gt=0.0)] | None = 300.0  # without a step, or a batch of an evaluation; null: never
+    first_seconds: Annotated[float, Field(gt=0.0)] = 1800.0  # for the first steps and for saves
+
+    @model_validator(mode="after")
+    def _the_start_takes_longer(self):
+        if self.seconds is not None and self.first_seconds < self.seconds:
+            raise ValueError(
+                f"watchdog.first_seconds={self.first_seconds:g} is below watchdog.seconds={self.seconds:g}; the first "
+                f"steps take longer than others, so set it to at least that"
+            )
+        return self
+
+
 class Checkpoint(Section):
     every_steps: Positive | None = None
     every_epochs: Positive | None = 1
@@ -239,6 +255,7 @@ class Recipe(Section):
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
     engine: EngineConfig = EngineConfig()
     guard: Guard = Guard()
+    watchdog: WatchdogConfig = WatchdogConfig()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     telemetry: Telemetry = Telemetry()

@@ -7,15 +7,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Batch, PlannedLoader
-from crate_graph.engine.base import Engine
+from crate_graph.engine.base import Engine, MicroBatch
 from crate_graph.engine.word import Report
 from crate_graph.errors import RunFailed, UserError
 from crate_graph.evaluation.split import evaluate_split
 from crate_graph.resilience.guard import FiniteGuard, Verdict
 from crate_graph.resilience.requests import Requests
+from crate_graph.resilience.watchdog import Watchdog
 from crate_graph.train.ema import Ema
 from crate_graph.train.late import LateReader
 from crate_graph.train.metrics_log import MetricsLog
@@ -39,6 +41,7 @@ class Loop:
     guard: FiniteGuard
     saver: Saver
     requests: Requests
+    watchdog: Watchdog
     log: MetricsLog | None  # of the main process
     display: Display
     clock: StepClock
@@ -82,6 +85,7 @@ class Loop:
         self._read(self.late.push(self.step, word))
         self.step += 1
         self.clock.step_done()
+        self.watchdog.beat()
         self.display.advance(self.step)
         self._between_steps()
 
@@ -151,7 +155,7 @@ class Loop:
         with average.applied() if average is not None else nullcontext():
             self._measured_at = self.step
             self.metrics, _ = evaluate_split(
-                self.engine.measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
+                self._measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
             )
         if self.log is not None:
             self.log.write(
@@ -164,9 +168,14 @@ class Loop:
         text = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         self.display.say(f"evaluation after step {self.step}: {text}")
 
+    def _measure(self, batch: MicroBatch) -> Tensor:
+        self.watchdog.beat()
+        return self.engine.measure(batch)
+
     def _save_now(self) -> None:
         self._saved_at = self.step
-        self.saver.save(self.step, self.damaged, self.metrics if self._measured_at == self.step else {})
+        with self.watchdog.patient():
+            self.saver.save(self.step, self.damaged, self.metrics if self._measured_at == self.step else {})
 
     def _restore_last_good(self) -> None:
         """Weights of the last good checkpoint; the data between it and here is stepped over."""
@@ -177,7 +186,8 @@ class Loop:
         if entry is None:
             raise self._not_finite("and there is no checkpoint to go back to")
         rollbacks, skipped = self.guard.rollbacks, self.guard.skipped
-        self.saver.restore(entry.path)
+        with self.watchdog.patient():
+            self.saver.restore(entry.path)
         self.guard.rollbacks, self.guard.skipped, self.guard.consecutive = rollbacks, skipped, 0
         logger.warning("rolled back to %s; going on with the data of step %d", entry.path.name, self.step + 1)
         self.display.say(

@@ -21,7 +21,7 @@ from crate_graph.checkpoint.initial import load_initial_weights
 from crate_graph.checkpoint.manifest import read_manifest
 from crate_graph.checkpoint.model import shapes
 from crate_graph.checkpoint.store import CheckpointStore, resolve
-from crate_graph.cluster.groups import agree, from_main, naming_a_lost_peer, process_group
+from crate_graph.cluster.groups import agree, from_main, limit_collectives, naming_a_lost_peer, process_group
 from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.config.load import dump_recipe
 from crate_graph.config.schema import Recipe
@@ -35,6 +35,7 @@ from crate_graph.models import create_model
 from crate_graph.models.checkpointing import set_activation_checkpointing
 from crate_graph.resilience.guard import FiniteGuard
 from crate_graph.resilience.requests import Requests
+from crate_graph.resilience.watchdog import GRACE, Watchdog
 from crate_graph.tasks import build_task
 from crate_graph.tasks.build import describe_task, image_shapes, model_arguments, train_transform
 from crate_graph.train.ema import Ema
@@ -80,7 +81,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
             return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
         with naming_a_lost_peer():
             loop.run()
-        with agree(ranks):
+        with loop.watchdog.patient(), agree(ranks):
             loop.saver.writer.wait()
         summary = _summarize(recipe, folder, loop, first, started, ranks)
         if ranks.is_main:
@@ -147,6 +148,8 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main)
     stack.callback(requests.close)
+    watchdog = _start_watchdog(recipe, folder, ranks)
+    stack.callback(watchdog.close)
     return Loop(
         recipe=recipe,
         engine=engine,
@@ -157,6 +160,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         guard=guard,
         saver=saver,
         requests=requests,
+        watchdog=watchdog,
         log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main and goes_on else None,
         display=display,
         clock=_clock(recipe, flops, ranks),
@@ -165,6 +169,16 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         damaged=state["damaged"],
         metrics=metrics,
     )
+
+
+def _start_watchdog(recipe: Recipe, folder: RunFolder, ranks: Ranks) -> Watchdog:
+    """It comes first; should it fail, collectives give up after twice its time."""
+    seconds, first_seconds = recipe.watchdog.seconds, recipe.watchdog.first_seconds
+
+    def settled() -> None:
+        limit_collectives(ranks.device, 2 * seconds + GRACE)
+
+    return Watchdog(folder.logs, ranks.rank, seconds, first_seconds, settled)
 
 
 def _open_records(recipe: Recipe, folder: RunFolder, ranks: Ranks, step: int, stack: ExitStack) -> MetricsLog:
