@@ -54,7 +54,7 @@ def test_the_model_takes_the_images_of_the_data_set(name):
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
 def test_the_recipe_runs_on_many_world_sizes(name, world):
     recipe = load_recipe(name)
-    if "two CPU cores" in header(name) and world > 16:
+    if "two CPU cores" in header(name) and world > 8:
         return  # small on purpose
     assert recipe.batch.global_batch % world == 0
     assert recipe.data.slots % (world * max(recipe.data.workers, 1)) == 0
