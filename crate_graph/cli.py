@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -95,7 +96,31 @@ def _add_train(verbs) -> None:
         metavar="auto|never|CHECKPOINT",
         help="auto: from the newest checkpoint of the run folder, if there is one (default)",
     )
+    train.add_argument(
+        "--max-duration",
+        type=_seconds,
+        metavar="H:MM:SS",
+        help="save, stop and exit 0 after so long, before an allocation ends; also 90s, 45m, 2h, 1d",
+    )
     train.set_defaults(run=_train)
+
+
+def _seconds(text: str) -> float:
+    """H:MM:SS, or a number with its unit."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    parts = text.split(":")
+    try:
+        if unit is not None:
+            seconds = float(number) * unit
+        elif len(parts) == 3 and all(part.isdigit() for part in parts) and max(map(int, parts[1:])) < 60:
+            seconds = 3600.0 * int(parts[0]) + 60 * int(parts[1]) + int(parts[2])
+        else:
+            raise ValueError
+        if not 0 < seconds < math.inf:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 3:50:00, 90s, 45m, 2h or 1d") from None
+    return seconds
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -104,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     from crate_graph.train.run import train
 
-    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume)
+    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume, args.max_duration)
     _report(summary, args.json)
     if summary["finished"] and not args.json:
         _say_what_next(summary["run_dir"], recipe)

@@ -21,10 +21,11 @@ class Requests:
     Ctrl-C (SIGINT), SIGTERM and SIGUSR1 ask for a save and a stop; a further signal, seconds later, ends the
     process at once.
     The file `save-now` asks for a save, `stop-now` for a save and a stop; the main process looks for them and removes
-    them.
+    them. From `deadline` on, a moment of `time.monotonic`, a save and a stop are asked for too.
     """
 
-    def __init__(self, run_dir: Path, is_main: bool):
+    def __init__(self, run_dir: Path, is_main: bool, deadline: float | None = None):
+        self._deadline = deadline
         self._switches = (run_dir / "save-now", run_dir / "stop-now") if is_main else None
         self._signalled_at: float | None = None
         self._stop = False
@@ -43,6 +44,8 @@ class Requests:
         if self._switches:
             save, stop = (_take(path) for path in self._switches)
             self._stop |= stop
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._stop = True
         return save, self._stop
 
     def close(self) -> None:

@@ -51,11 +51,11 @@ from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]:
+def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: float | None = None) -> dict[str, Any]:
     """Train as `recipe` says, writing into `run_dir`; returns the summary. Every process of the run calls it.
 
     `resume`: "auto" goes on from the newest checkpoint of the run folder, where there is one; "never" refuses a folder
-    that holds checkpoints; anything else is a checkpoint to go on from.
+    that holds checkpoints; anything else is a checkpoint to go on from. After `max_seconds` the run saves and stops.
 
     Raises:
         UserError: before anything is trained, for a mistake in recipe, data, checkpoint or folder; later for too many
@@ -64,6 +64,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
     """
     ranks = discover()
     started = time.time()
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
     with process_group(ranks), ExitStack() as stack:
         folder = RunFolder(run_dir)
         stack.callback(folder.release)
@@ -72,7 +73,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
                 folder.claim()
         stack.enter_context(_log_to_file(folder, ranks))
         try:
-            loop = _set_up(recipe, folder, resume, ranks, stack)
+            loop = _set_up(recipe, folder, resume, ranks, deadline, stack)
         except UserError:
             folder.discard_if_new()
             raise
@@ -89,7 +90,9 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> dict[str, Any]
     return summary
 
 
-def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack: ExitStack) -> Loop:
+def _set_up(
+    recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, deadline: float | None, stack: ExitStack
+) -> Loop:
     """Everything that a loop needs; what must be closed again goes on the stack."""
     store = CheckpointStore(folder.checkpoints)
     with agree(ranks):
@@ -146,7 +149,7 @@ def _set_up(recipe: Recipe, folder: RunFolder, resume: str, ranks: Ranks, stack:
         display.say(slow)
     if resume_from is not None:
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
-    requests = Requests(folder.path, ranks.is_main)
+    requests = Requests(folder.path, ranks.is_main, deadline)
     stack.callback(requests.close)
     watchdog = _start_watchdog(recipe, folder, ranks)
     stack.callback(watchdog.close)

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from crate_graph import cli
+from crate_graph.resilience import requests
+
 LONG = "schedule.max_steps=600"
 
 
@@ -65,6 +68,37 @@ def test_switch_files(runner):
     assert_stopped_whole(run)
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert not (folder / "save-now").exists() and not (folder / "stop-now").exists()
+
+
+def test_a_duration_ends_both_ranks_at_one_step(runner):
+    """Then the same command without it goes on."""
+    run = runner.train("duration", LONG, world=2, options=["--max-duration", "1s"])
+    assert_stopped_whole(run)
+    assert run.summary["step"] >= 1
+
+
+def test_the_clock_of_a_duration(tmp_path):
+    at_once = requests.Requests(tmp_path, True, deadline=time.monotonic())
+    later = requests.Requests(tmp_path, True, deadline=time.monotonic() + 3600)
+    try:
+        assert at_once.poll() == (False, True) and later.poll() == (False, False)
+    finally:
+        later.close()
+        at_once.close()
+
+
+@pytest.mark.parametrize(
+    "text, seconds", [("0:00:30", 30), ("3:50:00", 13_800), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86_400)]
+)
+def test_durations(text, seconds):
+    assert cli._seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "0s", "1:60:00", "1:00", "nan", "infs", "nans", "1:2:x"])
+def test_what_is_no_duration(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "quickstart", "--max-duration", text])
+    assert stop.value.code == 2 and "is no duration; write 3:50:00" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pause, code", [(0.0, 0), (0.4, 128 + signal.SIGUSR1)])
