@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import torch
@@ -30,12 +31,49 @@ class Objective(nn.Module):
         self.model = model
         self.task = task
         self.autocast_dtype = _AUTOCAST[precision]
+        self.forward_clock = ForwardClock()
 
     def forward(self, images: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         """Training: (loss sum, count). Evaluation: the task's sums."""
         compute = self.task.loss if self.training else self.task.measure
+        started = self.forward_clock.start(images.device)
         with torch.autocast(images.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return compute(self.model, images, targets, weights)
+            result = compute(self.model, images, targets, weights)
+        self.forward_clock.stop(started)
+        return result
+
+
+class ForwardClock:
+    """How long this rank computes where it waits for no other: in the forward passes of training.
+
+    The backward pass overlaps with communication, so its time says little about the rank that takes it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, device: torch.device) -> float | torch.cuda.Event:
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self, started: float | torch.cuda.Event) -> None:
+        if isinstance(started, float):
+            self._seconds += time.perf_counter() - started
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append((started, event))
+
+    def take(self) -> float:
+        """Seconds of the passes that have ended since the last call; never waits for the device."""
+        ended = [(first, last) for first, last in self._events if last.query()]
+        self._events = self._events[len(ended) :]
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds + sum(first.elapsed_time(last) for first, last in ended) / 1000
 
 
 def slow_precision(precision: str, device: torch.device) -> str | None:

@@ -23,7 +23,7 @@ from crate_graph.train.late import LateReader
 from crate_graph.train.metrics_log import MetricsLog
 from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
-from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
+from crate_graph.train.telemetry import Display, StepClock, Stragglers, peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Loop:
     damaged: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
     late: LateReader = field(default_factory=LateReader)
+    stragglers: Stragglers = field(default_factory=Stragglers)
     stopped: bool = False  # by request, before the last step
     _saved_at: int = -1
     _measured_at: int = -1
@@ -68,17 +69,17 @@ class Loop:
             epoch, offset = divmod(self.step, self.steps_per_epoch)
             self.clock.restart()
             for batch in self.loader.epoch(epoch, start=offset):
-                self.clock.data_arrived()
-                self._train(batch)
+                self._train(batch, self.clock.data_arrived())
                 if self.stopped or self.step >= self.last_step:
                     break
         self._read(self.late.drain())
         if self._saved_at != self.step:
             self._save_now()
 
-    def _train(self, batch: Batch) -> None:
+    def _train(self, batch: Batch, data_wait: float) -> None:
         save, stop = self.requests.poll()
-        word = self.train_step(self.step, batch, save=save, stop=stop or self.saver.writer.failed)
+        stop |= self.saver.writer.failed
+        word = self.train_step(self.step, batch, save=save, stop=stop, data_wait=data_wait)
         if self.step == 0:
             self._show_images(batch)
         self._note_damage(batch)
@@ -120,6 +121,7 @@ class Loop:
             self._save |= report.save
             self._stop |= report.stop
             self.damaged += report.damaged
+            self.stragglers.add(report.busy)
             verdict = self.guard.judge(report.finite)
             self._roll_back |= verdict is Verdict.ROLL_BACK
             if not report.finite:
@@ -143,6 +145,7 @@ class Loop:
             "skipped_total": self.guard.skipped,
             "damaged_total": self.damaged,
             **rates,
+            **self.stragglers.report(),
             "peak_memory_bytes": peak_memory_bytes(self.engine.device),
         }
         if self.log is not None:

@@ -24,8 +24,13 @@ class TrainStep:
         self.ema = ema
         self.loss_scale = LossScale(recipe.precision, engine.device)
 
-    def __call__(self, step: int, batch: Batch, *, save: bool = False, stop: bool = False) -> Word:
-        """Train on this rank's share of global batch `step`; `save` and `stop` are what this rank was asked to do."""
+    def __call__(
+        self, step: int, batch: Batch, *, save: bool = False, stop: bool = False, data_wait: float = 0.0
+    ) -> Word:
+        """Train on this rank's share of global batch `step`.
+
+        `save` and `stop` are what this rank was asked to do, `data_wait` the seconds for which it waited for the batch.
+        """
         self.engine.set_lr(self.lr(step))
         seed_step(self.recipe.seed, step, self.engine.ranks.rank)
         damaged = len(batch.damaged)
@@ -42,6 +47,7 @@ class TrainStep:
             save=save,
             stop=stop,
             loss_scale=self.loss_scale.value,
+            busy=(data_wait, self.engine.objective.forward_clock.take()),
         )
         self.engine.apply(self._grad_scale(word), word.found_inf)
         self.loss_scale.update(word.found_inf)

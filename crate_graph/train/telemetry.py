@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,8 +30,10 @@ class StepClock:
         """Forget the time since the last step: it went to something else, an evaluation say."""
         self._last = time.perf_counter()
 
-    def data_arrived(self) -> None:
+    def data_arrived(self) -> float:
+        """Seconds for which the step that now begins has waited for its batch."""
         self._waiting = time.perf_counter() - self._last
+        return self._waiting
 
     def step_done(self) -> None:
         now = time.perf_counter()
@@ -51,6 +54,35 @@ class StepClock:
             rates["model_flop_utilisation"] = images_per_second * self.flops_per_image / self.peak_flops
         self._step_seconds, self._waited = [], 0.0
         return rates, seconds
+
+
+class Stragglers:
+    """Which rank keeps the others waiting: who waited for data and computed longest since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: np.ndarray | None = None  # (world, 2) seconds of data wait and of forward passes
+        self._steps = 0
+
+    def add(self, busy: list[tuple[float, float]]) -> None:
+        """What the ranks said of one step."""
+        step = np.array(busy)
+        self._sums = step if self._sums is None else self._sums + step
+        self._steps += 1
+
+    def report(self) -> dict[str, float]:
+        """The slowest rank, its seconds per step, and the median rank's; nothing where there is but one."""
+        if self._sums is None or len(self._sums) == 1:
+            return {}
+        means = self._sums / self._steps  # (world, 2)
+        totals = means.sum(axis=1)
+        slowest = int(totals.argmax())
+        self._sums, self._steps = None, 0
+        return {
+            "slowest_rank": slowest,
+            "slowest_data_wait_seconds": float(means[slowest, 0]),
+            "slowest_forward_seconds": float(means[slowest, 1]),
+            "median_busy_seconds": float(np.median(totals)),
+        }
 
 
 def peak_memory_bytes(device: torch.device) -> int:
