@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crate_graph.checkpoint.contents import read_tensors
+from crate_graph.checkpoint.described import WEIGHTS, check_described, check_finite
 from crate_graph.checkpoint.manifest import MANIFEST, read_manifest
 from crate_graph.checkpoint.store import resolve
 from crate_graph.errors import UserError
@@ -41,17 +42,21 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
             weights |= read_tensors(folder, manifest, "ema.safetensors")
         return weights
     if source.is_dir():
-        source = source / "model.safetensors"
+        source = source / WEIGHTS
     if not source.is_file():
         raise UserError(f"{source} does not exist; name a checkpoint, an exported folder or a weights file")
     try:
         if source.suffix == ".safetensors":
-            return load_file(source)
-        return _state_dict(source, torch.load(source, map_location="cpu", weights_only=True))
+            weights = load_file(source)
+        else:
+            weights = _state_dict(source, torch.load(source, map_location="cpu", weights_only=True))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
             f"{source} cannot be read as weights ({type(error).__name__}); name a file of tensors"
         ) from None
+    check_described(source, weights)
+    check_finite(source, {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()})
+    return weights
 
 
 def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:

@@ -201,11 +201,14 @@ class Guard(Section):
     max_rollbacks: Natural = 2  # then stop
 
 
+Seconds = Annotated[float, Field(gt=0.0, le=604_800.0)]  # a week at most
+
+
 class WatchdogConfig(Section):
     """When a run that makes no progress is ended, with its stacks in logs/, so that its launcher starts it again."""
 
-    seconds: Annotated[float, Field(gt=0.0)] | None = 300.0  # without a step, or a batch of an evaluation; null: never
-    first_seconds: Annotated[float, Field(gt=0.0)] = 1800.0  # for the first steps and for saves
+    seconds: Seconds | None = 300.0  # without a step, or a batch of an evaluation; null: never
+    first_seconds: Seconds = 1800.0  # for the first steps and for saves
 
     @model_validator(mode="after")
     def _the_start_takes_longer(self):

@@ -52,7 +52,8 @@ def _grid(item: Item, patch: int, stride: int) -> tuple[int, int]:
     try:
         width, height = Image.open(io.BytesIO(read_item(item))).size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"sample {item.key!r} cannot be decoded ({error}); mend or remove it") from None
+        reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"sample {item.key!r} cannot be decoded ({reason}); mend or remove it") from None
     if min(width, height) < patch:
         raise UserError(
             f"sample {item.key!r}: a picture of {width} x {height} pixels is smaller than a patch of {patch}; choose a "

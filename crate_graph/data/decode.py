@@ -46,18 +46,22 @@ def decode_photograph(data: bytes, where: str) -> np.ndarray:
         UserError: several pictures in one file, CMYK, or pixels that are transparent; `restore` refuses the same.
     """
     image = _open(data)
+    check_photograph(image, where)
+    if _is_grey16(image):
+        return np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
+
+
+def check_photograph(image: Image.Image, where: str) -> None:
+    """Raise UserError for a picture that is no single opaque one in grey or RGB; `where` names it."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # what a telephone calls JPEG: the picture, then its preview
         raise UserError(f"{where}: holds {frames} pictures; save one of them")
     if image.mode == "CMYK":
         raise UserError(f"{where}: its colours are CMYK; convert it to grey or RGB first")
-    if _is_grey16(image):
-        return np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
-    if image.mode in ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            raise UserError(f"{where}: some pixels are transparent; flatten the picture onto a background")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
+    has_alpha = image.mode in ALPHA or "transparency" in image.info
+    if has_alpha and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise UserError(f"{where}: some pixels are transparent; flatten the picture onto a background")
 
 
 def decode_label(data: bytes) -> int:

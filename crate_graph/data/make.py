@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from crate_graph.data.cut import choose, cut_patches
 from crate_graph.data.dataset import DESCRIPTION, MOST_CLASSES, Description, check_description, read_description
-from crate_graph.data.decode import Damaged, decode_image
+from crate_graph.data.decode import Damaged, check_photograph, decode_image
 from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_path, sha256_of_shards, write_index
 from crate_graph.data.progress import progress
 from crate_graph.data.sources import Item, open_source, read_item
@@ -77,6 +79,11 @@ def make_shards(
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
     output = Path(output).expanduser().absolute()
+    if _is_within(output, source):
+        raise UserError(
+            f"{output}: lies among the pictures of {source}, which the shards would then be part of; choose a folder "
+            f"beside it for --output"
+        )
     if stride is not None and patch is None:
         raise UserError(f"--stride {stride}: there are no patches to place; add --patch")
     found = open_source(source, split=split, source_split=source_split, labels=labels, unlabelled=unlabelled)
@@ -91,6 +98,8 @@ def make_shards(
             items = cut_patches(items, patch, stride=stride or patch, samples=samples, seed=seed, store=store)
         elif samples:
             items = [items[n] for n in choose(len(items), samples, seed)]
+        if unlabelled and not patch:  # patches are checked when they are cut
+            _check_photographs(items)
         given = {**_fields(found.description), **_fields(known), **(about or {})}
         classes, numbers = _number_classes(items, given.get("classes"), Path(source))
         order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
@@ -124,6 +133,21 @@ def make_shards(
         (folder / DESCRIPTION).replace(output / DESCRIPTION)
     final = tuple(Shard(output / shard.name, shard.samples, shard.bytes, shard.sha256) for shard in written)
     return Made(output / DESCRIPTION, split, final)
+
+
+def _is_within(output: Path, source: str | Path) -> bool:
+    """Whether `output` is, or lies in, a source that is a folder of pictures. Of shards, others may be made there."""
+    folder = Path(source).expanduser().absolute()
+    is_tree = folder.is_dir() and not (folder / DESCRIPTION).is_file() and not any(folder.glob("*.tar"))
+    return is_tree and (folder.resolve() == output.resolve() or folder.resolve() in output.resolve().parents)
+
+
+def _check_photographs(items: list[Item]) -> None:
+    for item in progress(items, len(items), "pictures checked"):
+        try:
+            check_photograph(Image.open(io.BytesIO(read_item(item))), f"sample {item.key!r}")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # a damaged one is found, counted and budgeted when it is read
 
 
 def index_shards(paths: list[str | Path]) -> list[Shard]:

@@ -39,7 +39,7 @@ class Classical(nn.Module):
 
 
 def _demosaic(name: str, observed: Tensor, mask: Tensor) -> Tensor:
-    check_observation(observed, mask)
+    observed = check_observation(observed, mask, 3)
     demosaic = getattr(_package(name), f"demosaicing_CFA_Bayer_{_DEMOSAICKING[name]}")
     phase = _phase(name, mask[0])
     mosaics = observed.double().sum(dim=1).cpu().numpy()  # (B, H, W)

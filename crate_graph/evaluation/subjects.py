@@ -24,7 +24,19 @@ from crate_graph.tasks.build import check_degradation, color_channels
 from crate_graph.weights.names import DESCRIPTION, list_weights, load_restorer
 
 UNTRAINED = ("iglr", "igtv")  # networks without weights to learn
-JUDGED = ("data", "task", "precision", "evaluation")  # sections of a recipe that an evaluation depends on
+# settings of a recipe, and sections of it, that an evaluation can depend on
+JUDGED = (
+    "data.degradation",
+    "data.color",
+    "data.eval_split",
+    "data.root",
+    "data.eval_transform",
+    "data.workers",
+    "data.prefetch",
+    "task",
+    "precision",
+    "evaluation",
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,13 @@ def open_subject(name: str, data: str, overrides: Sequence[str] = ()) -> Subject
 
 def _check_overrides(data: str, overrides: Sequence[str]) -> None:
     for override in overrides:
-        section, _, key = override.partition("=")[0].partition(".")
-        if section not in JUDGED:
+        key = override.partition("=")[0]
+        if key == "data.dataset":
+            raise UserError(f"{override}: an evaluation is on --data {data}; leave it out, or name it there")
+        if not any(key == judged or key.startswith(f"{judged}.") for judged in JUDGED):
             raise UserError(f"{override}: is for training and changes nothing in an evaluation; leave it out")
-        if (section, key) == ("data", "eval_split") and is_folder_of_pictures(data):
-            raise UserError(f"{override}: {data} is a folder of pictures and has no splits; leave it out")
+        if key in ("data.eval_split", "data.root") and is_folder_of_pictures(data):
+            raise UserError(f"{override}: {data} is a folder of pictures and has no splits or shards; leave it out")
 
 
 def _open_method(name: str, data: str, overrides: Sequence[str]) -> Subject:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_graph.checkpoint import load_model
+from crate_graph.checkpoint.described import check_finite, checksum
 from crate_graph.checkpoint.manifest import read_manifest, read_verified
 from crate_graph.checkpoint.model import arguments_of, check_fit, shapes, task_of
 from crate_graph.checkpoint.store import resolve
@@ -58,7 +58,7 @@ class Restorer:
             "step": self.step,
             "metrics": self.metrics,
         }
-        return json.dumps({**described, "sha256": _checksum(described, self.weights())}, indent=1)
+        return json.dumps({**described, "sha256": checksum(described, self.weights())}, indent=1)
 
 
 def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer:
@@ -74,7 +74,7 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
         if fields["format"] != FORMAT:
             raise ValueError(f"not of the format {FORMAT}")
         written = fields.pop("sha256")
-        found = _checksum(fields, weights)
+        found = checksum(fields, weights)
         del fields["format"]
         fields["degradation"] = Degradation.model_validate(fields["degradation"])
         with torch.device("meta"):  # a description may ask for any size, and weights must fit before memory is taken
@@ -85,30 +85,12 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
             raise ValueError("it or the weights were changed after they were written")
         model = create_model(fields["architecture"], **fields["model_args"])
         restorer = Restorer(model=model, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: does not describe a restoration network ({reason}); {remedy}") from None
     model.load_state_dict(weights)
     model.eval()
     return restorer
-
-
-def _checksum(described: dict[str, Any], weights: dict[str, Tensor]) -> str:
-    """SHA-256 over a description and the bytes of all weights in the order of their names."""
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def check_finite(where: Path, weights: dict[str, Tensor]) -> None:
-    """Raise a UserError that names the first weight that is no floating point number, or not finite."""
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise UserError(f"{where}: {name} holds {tensor.dtype} and not floating point numbers; export it again")
-        if not tensor.isfinite().all():
-            raise UserError(f"{where}: {name} holds values that are not finite; export an earlier checkpoint")
 
 
 def read_restorer(path: str | Path) -> Restorer:

@@ -13,11 +13,16 @@ from crate_graph.errors import UserError
 
 
 @contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a path to write to (file or folder, in a hidden folder beside `output`); rename it to `output` at the end.
 
     On any exception the hidden folder is removed and `output` does not appear.
-    Raises UserError if the folder of `output` cannot be written.
+
+    Args:
+        replace: False keeps a file that appeared there in the meantime.
+
+    Raises:
+        UserError: the folder of `output` cannot be written; `output` is there and is not to be replaced.
     """
     output = output.absolute()
     try:
@@ -30,9 +35,24 @@ def staged(output: Path) -> Iterator[Path]:
         path.parent.mkdir()
         yield path
         _open_to_the_umask(path, mode=path.parent.stat().st_mode)
-        os.rename(path, output)
+        if replace:
+            os.rename(path, output)
+        else:
+            _place(path, output)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _place(file: Path, output: Path) -> None:
+    try:
+        os.link(file, output)
+    except FileExistsError:
+        raise UserError(
+            f"{output}: has appeared since the start, another command may be writing there; add --force to replace it, "
+            f"or choose another --output"
+        ) from None
+    except OSError:  # a file system without hard links
+        os.rename(file, output)
 
 
 def _open_to_the_umask(path: Path, mode: int) -> None:

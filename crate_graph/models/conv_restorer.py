@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crate_graph.models.observation import PackedInput, keep_observed
+from crate_graph.models.observation import PackedInput, check_observation, keep_observed
 
 
 class ConvRestorer(nn.Module):
@@ -38,6 +38,7 @@ class ConvRestorer(nn.Module):
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W) in [0, 1]; sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
         sigma = sigma if self.noise_aware else None
+        observed = check_observation(observed, mask, self.in_chans, sigma)
         start, x = self.entry(observed, mask, sigma)  # (B, C, H, W), (B, dim, H/2, W/2)
         for block in self.blocks:
             x = x + block(x)

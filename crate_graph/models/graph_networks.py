@@ -157,7 +157,7 @@ class UnrolledGraphNetwork(nn.Module):
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W) -> (B, C, H, W). sigma is not used: the paper's networks know no noise."""
-        check_observation(observed, mask)
+        observed = check_observation(observed, mask, self.in_chans)
         x = interpolate_known(observed, mask)  # (B, C, H, W)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -200,7 +200,7 @@ class UntrainedGraphNetwork(nn.Module):
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W) -> (B, C, H, W)."""
-        check_observation(observed, mask)
+        observed = check_observation(observed, mask, self.in_chans)
         x = interpolate_known(observed, mask)
         weights = self.graphs(self._features(x), window(*x.shape[-2:], RADIUS))
         return keep_observed(self.solver(x, observed, mask, weights), observed, mask, None)

@@ -50,24 +50,47 @@ def keep_observed(estimate: Tensor, observed: Tensor, mask: Tensor, sigma: Tenso
     return torch.where(exact, observed, estimate)
 
 
-def check_observation(observed: Tensor, mask: Tensor) -> None:
-    """Raise UserError for a picture smaller than the window, for other than float32, for a mask of another shape."""
+def check_observation(observed: Tensor, mask: Tensor, in_chans: int, sigma: Tensor | None = None) -> Tensor:
+    """The known values, zero elsewhere, whatever stands in `observed` where nothing is known.
+
+    Args:
+        observed, mask: (B, C, H, W).
+        in_chans: channels that the network takes.
+        sigma: (B,) or None.
+
+    Raises:
+        UserError: other than float32, another shape, a mask that is not of 0 and 1 (looked at on a CPU only, where that
+            does not wait for a device), a picture smaller than the window.
+    """
+    if not (isinstance(observed, Tensor) and isinstance(mask, Tensor)):
+        raise UserError(
+            f"a picture of {type(observed).__name__} and a mask of {type(mask).__name__}; pass two tensors of shape "
+            f"(batch, {in_chans}, height, width)"
+        )
     if observed.dtype != torch.float32 or mask.dtype != torch.float32:
         raise UserError(
             f"a picture of {observed.dtype} and a mask of {mask.dtype}: restoration networks take torch.float32, also "
             f"under autocast; call .float() on both"
         )
-    if observed.shape != mask.shape:
+    if observed.ndim != 4 or observed.shape != mask.shape or observed.shape[1] != in_chans:
         raise UserError(
             f"a picture of shape {tuple(observed.shape)} and a mask of shape {tuple(mask.shape)}: both should be "
-            f"(batch, channels, height, width); expand the mask to the picture's shape"
+            f"(batch, {in_chans}, height, width); bring them to that shape"
         )
+    if sigma is not None and (not isinstance(sigma, Tensor) or sigma.shape != observed.shape[:1]):
+        raise UserError(
+            f"sigma={sigma!r}: the noise level should be a tensor of shape ({len(observed)},), one for each picture"
+        )
+    eager = type(mask) is Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if eager and mask.device.type == "cpu" and not ((mask == 0) | (mask == 1)).all():
+        raise UserError("a mask holds other values than 0 and 1; it should be 1 where a value is known, else 0")
     height, width = observed.shape[-2:]
     if min(height, width) < WINDOW:
         raise UserError(
             f"a picture of {width} x {height} pixels is smaller than the window of {WINDOW} x {WINDOW}; "
             f"use a larger picture"
         )
+    return torch.where(mask > 0, observed, 0)
 
 
 class PackedInput(nn.Module):
@@ -78,15 +101,11 @@ class PackedInput(nn.Module):
 
     def __init__(self, in_chans: int, dim: int):
         super().__init__()
+        self.in_chans = in_chans
         self.conv = nn.Conv2d(4 * (2 * in_chans + 1), dim, 3, padding=1)
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) twice, (B,) or None -> (B, C, H, W) and (B, dim, ceil(H/2), ceil(W/2)).
-
-        Raises:
-            UserError: see `check_observation`.
-        """
-        check_observation(observed, mask)
+        """(B, C, H, W) twice, checked; (B,) or None -> (B, C, H, W) and (B, dim, ceil(H/2), ceil(W/2))."""
         start = interpolate_known(observed, mask)  # (B, C, H, W)
         noise = observed.new_zeros(len(observed)) if sigma is None else sigma
         plane = noise.view(-1, 1, 1, 1).expand(-1, 1, *observed.shape[-2:])  # (B, 1, H, W)

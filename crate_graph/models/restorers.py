@@ -39,7 +39,7 @@ def create_restorer(name: str, in_chans: int = 3, **kwargs: Any) -> nn.Module:
     Raises:
         UserError: other channels, or an argument that the network does not take.
     """
-    if in_chans not in (1, 3):
+    if type(in_chans) is not int or in_chans not in (1, 3):
         raise UserError(f"model {name}: in_chans={in_chans!r}; restoration is for 3 channels (colour) or 1 (luma)")
     for key, value in kwargs.items():
         _check_argument(name, key, value)

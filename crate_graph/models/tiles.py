@@ -44,7 +44,7 @@ def restore_tiled(
     if tile % 2 or overlap % 2 or not 0 <= 2 * overlap <= tile:
         raise UserError(
             f"tiles of {tile} pixels that share {overlap}: both should be even, and a tile at least twice what it "
-            f"shares; choose a tile of {max(2 * overlap, 16)} pixels or more"
+            f"shares; choose an even number of {max(2 * overlap, 16)} pixels or more"
         )
     height, width = observed.shape[-2:]
     estimate = torch.empty_like(observed)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crate_graph.models.graph_learning import GraphLearning
 from crate_graph.models.graph_networks import bounded
-from crate_graph.models.observation import PackedInput, keep_observed, pack
+from crate_graph.models.observation import PackedInput, check_observation, keep_observed, pack
 from crate_graph.ops import flops
 from crate_graph.ops.graph import node_sums
 from crate_graph.ops.gtv_split import gtv_split
@@ -145,6 +145,7 @@ class UGTVFast(nn.Module):
 
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W); sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
+        observed = check_observation(observed, mask, self.in_chans, sigma)
         noise = None
         if self.noise_aware:
             noise = observed.new_zeros(len(observed)) if sigma is None else sigma

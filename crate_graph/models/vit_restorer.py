@@ -56,7 +56,7 @@ class ViTRestorer(nn.Module):
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W); sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
         sigma = sigma if self.noise_aware else None
-        check_observation(observed, mask)
+        observed = check_observation(observed, mask, self.in_chans, sigma)
         if max(observed.shape[-2:]) > self.size:
             return restore_tiled(self, observed, mask, sigma, tile=self.size, overlap=self.size // 4 * 2)
         height, width = observed.shape[-2:]

@@ -96,19 +96,23 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def write_picture(path: Path, pixels: np.ndarray, *, format: str, bits: int, icc: bytes | None = None) -> None:
-    """Write (H, W, C) pixels, clipped to [0, 1] and rounded; the file appears whole, in place of one of that name.
+def write_picture(
+    path: Path, pixels: np.ndarray, *, format: str, bits: int, icc: bytes | None = None, replace: bool = True
+) -> None:
+    """Write (H, W, C) pixels, clipped to [0, 1] and rounded; the file appears whole.
+
+    In place of one of that name, unless told not to `replace`.
 
     JPEG keeps 8 bits, PNG 8 or 16, TIFF also floating point (`bits` 32). A profile of another colour model is left out.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; a file of that name is there and is not to be replaced.
     """
     height, width, channels = pixels.shape
     icc = icc if icc and icc[16:20] == _COLOUR_SPACE[channels] else None
     values = quantize(pixels, bits if format == "TIFF" else min(bits, 16 if format == "PNG" else 8))
     encode = {"PNG": _encode_png, "TIFF": _encode_tiff, "JPEG": _encode_jpeg}[format]
-    with staged(path) as hidden:
+    with staged(path, replace=replace) as hidden:
         hidden.write_bytes(encode(np.ascontiguousarray(values[..., 0] if channels == 1 else values), icc))
 
 

@@ -81,7 +81,8 @@ def restore(
     results = []
     try:
         for one, side, files in zip(checked, tiles, outputs, strict=True):
-            results.append(_restore_one(one, files, restorer, side, ticks, shown))
+            with _naming_a_full_disk(files):
+                results.append(_restore_one(one, files, restorer, side, ticks, shown, force))
         next(ticks, None)  # the last one is done
     finally:
         ticks.close()
@@ -126,7 +127,7 @@ def _read(path: Path) -> Picture:
 
 
 def _restore_one(
-    one: Checked, files: Outputs, restorer: Restorer, tile: int, ticks: Iterator[int], name: str
+    one: Checked, files: Outputs, restorer: Restorer, tile: int, ticks: Iterator[int], name: str, force: bool
 ) -> dict[str, Any]:
     started = time.perf_counter()
     picture = _read(one.path)
@@ -143,7 +144,7 @@ def _restore_one(
         return upright(shown, picture.orientation) if is_mosaic else shown
 
     result = finished(after)
-    write_picture(files.picture, result, format=files.format, bits=picture.bits, icc=picture.icc)
+    write_picture(files.picture, result, format=files.format, bits=picture.bits, icc=picture.icc, replace=force)
     height, width = result.shape[:2]
     facts = {"picture": str(one.path), "output": str(files.picture), "width": width, "height": height}
     if scene.clean is not None:
@@ -173,6 +174,19 @@ def _apply(restorer: Restorer, scene: Scene, request: Request, tile: int, ticks:
         restored = restore_tiled(model, observed, mask, sigma, tile=tile) if tile else model(observed, mask, sigma)
     rows, columns = border
     return restored[..., rows:, columns:].cpu()
+
+
+@contextmanager
+def _naming_a_full_disk(files: Outputs) -> Iterator[None]:
+    """A picture without its comparison goes too; those that were finished stay."""
+    try:
+        yield
+    except OSError as error:
+        files.picture.unlink(missing_ok=True)
+        raise UserError(
+            f"{files.picture}: cannot be written ({error.strerror}); make room there, and start again with --force, "
+            f"since pictures before this one are finished"
+        ) from None
 
 
 @contextmanager

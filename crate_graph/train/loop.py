@@ -105,7 +105,7 @@ class Loop:
         if self._roll_back:
             self._restore_last_good()
         if evaluate:
-            self._evaluate()
+            self._evaluate_or_save()
         if (save or run_ends or self._save or self._stop) and self.guard.consecutive == 0:
             self._save_now()
         self.stopped |= self._stop
@@ -152,6 +152,16 @@ class Loop:
             self.log.write(done, record)
             self.log.histogram("step_seconds", seconds, done)
         self.display.report(done, record)
+
+    def _evaluate_or_save(self) -> None:
+        """Data that cannot be evaluated ends the run, and should not cost what was trained."""
+        try:
+            self._evaluate()
+        except UserError:
+            if self.engine.ranks.world == 1 and self.guard.consecutive == 0:  # others would not take part in a save
+                self._save_now()
+                self.saver.writer.wait()
+            raise
 
     def _evaluate(self) -> None:
         average = self.ema if self.recipe.evaluation.use_ema else None

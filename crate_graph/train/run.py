@@ -264,6 +264,7 @@ def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
     task = describe_task(recipe)
     return {
         **{f"data.{key}": value for key, value in task.items() if key != "kind"},
+        **({"data.patch": recipe.data.patch} if recipe.task.kind == "restoration" else {}),
         "seed": recipe.seed,
         "data.train_split": recipe.data.train_split,
         "data.slots": recipe.data.slots,

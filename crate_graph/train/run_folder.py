@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -87,6 +88,7 @@ class RunFolder:
     def log_to_file(self, rank: int) -> logging.Handler:
         """Send the package's log to logs/rank-N.log; returns the handler, to be removed at the end."""
         handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
+        handler.handleError = lambda record: None  # a full disk is told in one line, not in a traceback for each record
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("crate_graph")
         logger.setLevel(logging.INFO)
@@ -97,8 +99,17 @@ class RunFolder:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(json.dumps(_finite(value), indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment(world: int, device: torch.device) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def check_stream(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
         UserError: naming the first setting that differs, with both values.
     """
     for key, value in now.items():
-        if before.get(key) != value:
+        if key in before and before[key] != value:
             raise UserError(
-                f"{folder}: was trained with {key}={before.get(key)}, the recipe says {value}: the sequence of samples "
+                f"{folder}: was trained with {key}={before[key]}, the recipe says {value}: the sequence of samples "
                 f"would not go on; set it back, or start a new run with model.init_from={folder}"
             )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from crate_graph.checkpoint.described import DESCRIPTION, WEIGHTS
 from crate_graph.checkpoint.manifest import MANIFEST
 from crate_graph.errors import UserError
 from crate_graph.export.restorer import Restorer, read_restorer, rebuild
 from crate_graph.export.restorer_safetensors import load_restorer_file, read_tensors
 
 SHIPPED = Path(__file__).resolve().parent
-WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
+CARD = "README.md"
 
 
 def list_weights() -> list[str]:
@@ -32,6 +33,8 @@ def load_restorer(name_or_path: str | Path) -> Restorer:
     path = Path(name_or_path).expanduser()
     if str(name_or_path) in list_weights():
         return _load_folder(SHIPPED / str(name_or_path))
+    if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
+        path = path.parent
     if (path / DESCRIPTION).is_file():
         return _load_folder(path)
     if (path / MANIFEST).is_file() or path.is_dir():

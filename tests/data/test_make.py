@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from crate_graph.data.commands import add_parser
 from crate_graph.data.dataset import open_dataset
@@ -307,6 +308,25 @@ def test_class_names_must_complete_a_count(tree, tmp_path):
         make_shards(tree, tmp_path / "out", split="../train")
     with pytest.raises(UserError, match="no such source"):
         make_shards(tmp_path / "nowhere", tmp_path / "out", split="train")
+
+
+def test_the_shards_do_not_go_among_the_pictures(tmp_path, picture):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(picture(0))
+    for output in (photos, photos / "shards"):
+        with pytest.raises(UserError, match="lies among the pictures"):
+            run("shards", "make", photos, "--unlabelled", "--split", "train", "--output", output)
+    assert [path.name for path in photos.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("mode, says", [("CMYK", "its colours are CMYK"), ("RGBA", "some pixels are transparent")])
+def test_a_photograph_that_evaluation_would_refuse_is_refused(tmp_path, mode, says):
+    (tmp_path / "photos").mkdir()
+    Image.new(mode, (20, 20), (9, 9, 9, 9)).save(tmp_path / "photos" / "odd.tif")
+    with pytest.raises(UserError, match=f"sample 'odd': {says}"):
+        make_shards(tmp_path / "photos", tmp_path / "shards", split="train", unlabelled=True)
+    assert not (tmp_path / "shards").exists()
 
 
 def test_two_at_once_and_a_kill_in_the_middle(tmp_path, picture):

@@ -78,3 +78,5 @@ def test_a_run_does_not_go_on_with_another_degradation(restoration, reference):
     assert run.code == 2
     assert "'phase': 'any'" in run.err and "'phase': 'RGGB'" in run.err and "Traceback" not in run.err
     assert run.losses == reference.losses
+    run = restoration.train("reference", *RANDOM, "schedule.max_steps=30", "data.patch=24")
+    assert run.code == 2 and "data.patch=32, the recipe says 24" in run.err

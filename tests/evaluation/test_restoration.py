@@ -135,7 +135,7 @@ def test_tiles_change_nothing_that_matters(evaluate, refused, trained, photograp
     whole = evaluate(trained.run_dir, "--data", folder)
     tiled = evaluate(trained.run_dir, "--data", folder, "--tile", 128)
     assert {name: tiled[name] for name in METRICS} == pytest.approx({name: whole[name] for name in METRICS}, rel=1e-6)
-    assert "a tile of 128 pixels or more" in refused(trained.run_dir, "--data", folder, "--tile", 126)
+    assert "an even number of 128 pixels or more" in refused(trained.run_dir, "--data", folder, "--tile", 126)
 
 
 def test_noise_that_was_not_trained_for_costs_quality_step_by_step(evaluate, trained, photographs):
@@ -189,10 +189,12 @@ def test_bad_data_is_named(refused, trained, photographs, tmp_path):
 
 def test_what_an_evaluation_does_not_depend_on_is_refused(refused, trained, photographs):
     folder = photographs / "pictures" / "test"
-    for word in ("model.name=ugtv", "seed=5", "optimizer.lr=1"):
+    for word in ("model.name=ugtv", "seed=5", "optimizer.lr=1", "data.patch=9"):
         for subject in (trained.run_dir, "bilinear"):
             assert f"{word}: is for training" in refused(subject, "--data", folder, word)
-    assert "has no splits" in refused(trained.run_dir, "--data", folder, "data.eval_split=train")
+    for word in ("data.eval_split=train", "data.root=elsewhere"):
+        assert "has no splits" in refused(trained.run_dir, "--data", folder, word)
+    assert f"is on --data {folder}" in refused(trained.run_dir, "--data", folder, "data.dataset=photo_crops")
 
 
 def test_the_smallest_picture_is_that_of_ssim():

@@ -53,3 +53,8 @@ def test_times_that_contradict_each_other_are_refused(runner):
 def test_watching_nothing(runner):
     run = runner.trained("unwatched", "watchdog.seconds=null")
     assert not list((run.run_dir / "logs").glob("*.hang.txt"))
+
+
+def test_a_time_beyond_a_week_is_refused(runner):
+    run = runner.train("endless", "watchdog={seconds: 1.0e+10, first_seconds: 1.0e+10}")
+    assert run.code == 2 and "watchdog.seconds" in run.err and not run.run_dir.exists()

@@ -86,8 +86,29 @@ def test_another_type_or_shape_of_the_observation_is_refused(name):
         small(name)(observed.double(), mask)
     with pytest.raises(UserError, match="mask of torch.bool"):
         small(name)(observed, mask.bool())
-    with pytest.raises(UserError, match=r"mask of shape \(1, 1, 8, 8\)"):
-        small(name)(observed, mask[:, :1])
+    for wrong in (mask[:, :1], mask[0], None, 2 * mask):
+        with pytest.raises(
+            UserError, match=r"mask of shape \(.*8, 8\): both|mask of NoneType|other values than 0 and 1"
+        ):
+            small(name)(observed, wrong)
+    with pytest.raises(UserError, match=r"should be \(batch, 3, height, width\)"):
+        small(name)(*mosaic(8, 8, channels=1))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_stands_where_nothing_is_known_does_not_matter(name):
+    model, (observed, mask) = small(name), mosaic(12, 10)
+    with torch.no_grad():
+        expected = model(observed, mask)
+        for filler in (0.7, -1.0, torch.nan):
+            assert torch.equal(model(torch.where(mask > 0, observed, filler), mask), expected)
+
+
+def test_a_noise_level_of_another_shape_is_refused():
+    model, (observed, mask) = small("ugtv_fast", noise_aware=True), mosaic(8, 8, batch=2)
+    for wrong in (0.1, torch.tensor(0.1), torch.zeros(3)):
+        with pytest.raises(UserError, match=r"should be a tensor of shape \(2,\)"):
+            model(observed, mask, wrong)
 
 
 @pytest.mark.parametrize("prior", ["uglr", "ugtv"])

@@ -70,5 +70,5 @@ def test_the_kept_parts_cover_the_picture_once():
 
 @pytest.mark.parametrize("tile, overlap", [(47, 8), (48, 7), (48, 26), (16, 64)])
 def test_tiles_that_cannot_be_are_refused(model, tile, overlap):
-    with pytest.raises(UserError, match=f"choose a tile of {max(2 * overlap, 16)} pixels or more"):
+    with pytest.raises(UserError, match=f"choose an even number of {max(2 * overlap, 16)} pixels or more"):
         restore_tiled(model, *mosaic(64, 64), tile=tile, overlap=overlap)

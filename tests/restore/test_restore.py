@@ -152,6 +152,23 @@ def test_tiles_give_the_same(restore, restorers, scene, tmp_path):
     assert np.abs(whole - tiled).max() <= 1
 
 
+def test_what_appears_in_the_meantime_is_not_replaced(restore, restorers, photo, tmp_path, monkeypatch):
+    """As by a second command with the same output: the first look found nothing there."""
+    output = tmp_path / "out" / photo.with_suffix(".png").name
+    honest = restoring.interpolate_known
+
+    def slow(observed, mask):
+        output.parent.mkdir(exist_ok=True)
+        output.write_text("of another command")
+        return honest(observed, mask)
+
+    monkeypatch.setattr(restoring, "interpolate_known", slow)
+    words = (restorers["bayer"], photo, "--degrade", "bayer:RGGB", "--output", output.parent, "--format", "png")
+    code, _, err = restore(*words)
+    assert code == 2 and "has appeared since the start" in err and output.read_text() == "of another command"
+    assert restore(*words, "--force")[0] == 0 and output.read_bytes().startswith(b"\x89PNG")
+
+
 def test_large_pictures_are_cut_unless_told_otherwise(restore, restorers, photo, tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(restoring, "estimate", lambda model, observed, *rest: sizes.append(observed.shape) or observed)

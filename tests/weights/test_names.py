@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from crate_graph.checkpoint import load_model
+from crate_graph.checkpoint.initial import read_weights
 from crate_graph.cli import main
 from crate_graph.config.schema import Degradation
 from crate_graph.errors import UserError
@@ -152,3 +153,29 @@ def test_the_shipped_weights_are_whole():
         assert (folder / names.WEIGHTS).stat().st_size <= LARGEST
         card = (folder / names.CARD).read_text()
         assert all(word in card for word in ("Trained on", "Licence of the weights", "seed", "crate-graph train"))
+
+
+def test_training_does_not_start_from_changed_weights(shipped):
+    folder = shipped / "demosaic"
+    assert read_weights(folder) and read_weights(folder / names.WEIGHTS)
+    described = json.loads((folder / names.DESCRIPTION).read_text())
+    (folder / names.DESCRIPTION).write_text(json.dumps({**described, "color": "y"}))
+    for place in (folder, folder / names.WEIGHTS):
+        with pytest.raises(UserError, match="was changed after it was written"):
+            read_weights(place)
+
+
+def test_training_does_not_start_from_weights_that_are_not_finite(tmp_path):
+    save_file({"good": torch.zeros(2), "bad": torch.tensor([0.0, torch.nan])}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="w.safetensors: bad holds values that are not finite"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_the_file_inside_a_folder_stands_for_the_folder(shipped):
+    assert same(load_restorer(shipped / "enlarge" / names.WEIGHTS).model, load_restorer("enlarge").model)
+
+
+def test_a_description_nested_without_end_is_refused(shipped):
+    (shipped / "demosaic" / names.DESCRIPTION).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="does not describe a restoration network"):
+        load_restorer("demosaic")
