@@ -23,6 +23,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    code = _run(argv)
+    if _on_rank():
+        from crate_graph.cluster.groups import end_process
+
+        end_process(code)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parse(argv)
         return args.run(args)
