@@ -1,5 +1,3 @@
-import sys
+from crate_graph.cli import program
 
-from crate_graph.cli import main
-
-sys.exit(main())
+program()

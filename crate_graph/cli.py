@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from crate_graph.config.schema import Recipe
 from crate_graph.errors import RunFailed, UserError
@@ -22,16 +22,18 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    code = _run(argv)
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command `crate-graph`: `main`, and the end of the process with its exit code."""
+    code = main(argv)
     if _on_rank():
         from crate_graph.cluster.groups import end_process
 
         end_process(code)
-    return code
+    sys.exit(code)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out the command `argv`; the exit code."""
     try:
         args = _parse(argv)
         return args.run(args)
@@ -92,7 +94,8 @@ def _add_train(verbs) -> None:
         verbs,
         "train",
         "train a model as a recipe says",
-        "crate-graph train crate/imagenet1k_tiny_paper --run-dir runs/tiny batch.micro_batch=64",
+        "crate-graph train crate/imagenet1k_tiny_paper --run-dir runs/tiny batch.micro_batch=64. While it runs: "
+        "touch RUN/save-now saves; touch RUN/stop-now, Ctrl-C or SIGTERM saves and stops; the same command goes on.",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a shipped recipe")
     _add_overrides(train)
@@ -170,7 +173,9 @@ def _add_evaluate(verbs) -> None:
         verbs,
         "evaluate",
         "measure a checkpoint, shipped weights or a classical method on a data set",
-        "crate-graph evaluate runs/quickstart --data fashion_mnist --json",
+        "crate-graph evaluate runs/quickstart --data fashion_mnist --json; of photographs: crate-graph evaluate "
+        "ugtv_fast_demosaicking --data FOLDER, bilinear, malvar2004 and menon2007 with pip install "
+        "'crate-graph[restoration]'",
     )
     evaluate.add_argument(
         "subject",
@@ -271,6 +276,8 @@ def _as_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value == {}:
+        return "none yet"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
     if isinstance(value, list):

@@ -26,6 +26,10 @@ restoration_quickstart() {
   local run=runs/restoration_quickstart
   local pictures=$run/pictures
   step "${crate_graph[@]}" train restoration_quickstart --run-dir "$run" "$@"
+  if [[ -z ${print_only:-} ]] && ! grep -q '"finished": true' "$run/summary.json"; then
+    printf '\nStopped before its end; the same command goes on.\n'
+    return
+  fi
   [[ -d $pictures ]] ||
     step "${crate_graph[@]}" shards extract photo_crops --split test --output "$pictures"
   step "${crate_graph[@]}" restore "$run" "$pictures"/*.png --degrade bayer:RGGB --compare --force \

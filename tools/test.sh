@@ -10,5 +10,6 @@ python=$venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$venv/bin/shellcheck" -x launch/*.sh tools/*.sh .ci/run
-# Two at a time; the tests of one file stay together, since they share the runs that they start.
-exec "$python" -m pytest -q -n 2 --dist loadfile "$@"
+# Two at a time; the tests of one file stay together, since they share the runs that they start. A worker that
+# dies ends the session: its replacement may wait for ever.
+exec "$python" -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 "$@"

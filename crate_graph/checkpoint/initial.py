@@ -19,7 +19,7 @@ from crate_graph.errors import UserError
 from crate_graph.models.weights import load_pretrained
 
 
-def load_initial_weights(model: nn.Module, source: str) -> list[str]:
+def load_initial_weights(model: nn.Module, source: str | Path) -> list[str]:
     """Start `model` from the weights at `source`; returns what had to be changed, in words.
 
     `source`: a checkpoint or run folder (its moving average where there is one), an exported folder, a .safetensors

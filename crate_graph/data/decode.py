@@ -82,11 +82,18 @@ def _open(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise Damaged(reason) from None
+        raise Damaged(_reason(error, data)) from None
     if image.mode not in READABLE and not _is_grey16(image):
         raise Damaged(f"pixels of type {image.mode}, which have no known range")
     return image
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not isinstance(error, Image.UnidentifiedImageError):
+        return str(error)
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF of pixels that are not read here, such as floating-point colour; save it with 8 or 16 bits"
+    return "unknown image format"
 
 
 def _is_grey16(image: Image.Image) -> bool:

@@ -84,6 +84,8 @@ def make_shards(
             f"{output}: lies among the pictures of {source}, which the shards would then be part of; choose a folder "
             f"beside it for --output"
         )
+    if unlabelled and per_class is not None:
+        raise UserError(f"--per-class {per_class}: --unlabelled pictures have no classes; choose --samples")
     if stride is not None and patch is None:
         raise UserError(f"--stride {stride}: there are no patches to place; add --patch")
     found = open_source(source, split=split, source_split=source_split, labels=labels, unlabelled=unlabelled)

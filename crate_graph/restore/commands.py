@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     restore.add_argument("--list", action=_List, nargs=0, help="name the weights that ship with the package, and exit")
     restore.add_argument("name", metavar="NAME|CHECKPOINT")
     restore.add_argument("photos", nargs="+", metavar="PHOTO")
-    restore.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
+    restore.add_argument("--output", required=True, type=_folder, metavar="DIR", help="folder of the results")
     given = restore.add_argument_group("what the pictures are (a full picture as it is, where nothing is said)")
     given.add_argument(
         "--degrade",
@@ -55,6 +55,12 @@ def add_parser(subparsers: Any) -> None:
     restore.add_argument("--force", action="store_true", help="replace files that exist")
     restore.add_argument("--json", action="store_true", help="print the results as JSON")
     restore.set_defaults(run=_restore)
+
+
+def _folder(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("name a folder; '.' is the one you are in")
+    return text
 
 
 class _List(argparse.Action):

@@ -47,6 +47,7 @@ from crate_graph.train.run_folder import RunFolder, write_json
 from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
 from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
+from crate_graph.weights.names import shipped_weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +72,17 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
         with agree(ranks):
             if ranks.is_main:
                 folder.claim()
+        stack.enter_context(folder.discarded_if_refused())
         stack.enter_context(_log_to_file(folder, ranks))
-        try:
-            loop = _set_up(recipe, folder, resume, ranks, deadline, stack)
-        except UserError:
-            folder.discard_if_new()
-            raise
+        loop = _set_up(recipe, folder, resume, ranks, deadline, stack)
         first = loop.step
         if first >= loop.last_step and folder.summary.exists():
             return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
-        with naming_a_lost_peer():
-            loop.run()
+        try:
+            with naming_a_lost_peer():
+                loop.run()
+        finally:
+            folder.worth_keeping = loop.step > 0 or loop.damaged > 0
         with loop.watchdog.patient(), agree(ranks):
             loop.saver.writer.wait()
         summary = _summarize(recipe, folder, loop, first, started, ranks)
@@ -202,7 +203,8 @@ def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Mo
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, **model_arguments(recipe, dataset))
     if init and recipe.model.init_from is not None:
-        for change in load_initial_weights(model, recipe.model.init_from):
+        source = shipped_weights(recipe.model.init_from) or recipe.model.init_from
+        for change in load_initial_weights(model, source):
             logger.info("model.init_from: %s", change)
     checkpointing = recipe.activation_checkpointing
     if checkpointing.mode != "none":

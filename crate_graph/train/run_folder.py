@@ -14,6 +14,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.summary = path / "summary.json"
+        self.worth_keeping = False  # something was trained, or the log names damaged samples
         self._lock: Any = None
         self._new = False
 
@@ -72,10 +75,15 @@ class RunFolder:
                 f"{self.path}: another run is using this folder; wait for it, or choose another --run-dir"
             ) from None
 
-    def discard_if_new(self) -> None:
-        """A run that was refused before it began leaves no folder behind."""
-        if self._new:
-            shutil.rmtree(self.path, ignore_errors=True)
+    @contextmanager
+    def discarded_if_refused(self) -> Iterator[None]:
+        """A run that a user's mistake ends before it began leaves no folder behind."""
+        try:
+            yield
+        except UserError:
+            if self._new and not self.worth_keeping:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def release(self) -> None:
         if self._lock is not None:

@@ -20,6 +20,11 @@ def list_weights() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{DESCRIPTION}"))
 
 
+def shipped_weights(name: str) -> Path | None:
+    """The folder of the weights that ship under that name, where there are such."""
+    return SHIPPED / name if name in list_weights() else None
+
+
 def load_restorer(name_or_path: str | Path) -> Restorer:
     """The restoration network of that name, or at that path, in eval mode on the CPU.
 
@@ -31,8 +36,8 @@ def load_restorer(name_or_path: str | Path) -> Restorer:
         UserError: none of these (naming the nearest name), damaged, or of another task.
     """
     path = Path(name_or_path).expanduser()
-    if str(name_or_path) in list_weights():
-        return _load_folder(SHIPPED / str(name_or_path))
+    if (shipped := shipped_weights(str(name_or_path))) is not None:
+        return _load_folder(shipped)
     if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
         path = path.parent
     if (path / DESCRIPTION).is_file():

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -327,6 +328,25 @@ def test_a_photograph_that_evaluation_would_refuse_is_refused(tmp_path, mode, sa
     with pytest.raises(UserError, match=f"sample 'odd': {says}"):
         make_shards(tmp_path / "photos", tmp_path / "shards", split="train", unlabelled=True)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_tiff_that_is_not_read_is_named_as_one(tmp_path):
+    (tmp_path / "photos").mkdir()
+    tifffile.imwrite(tmp_path / "photos" / "odd.tif", np.zeros((20, 20, 3), np.float32), photometric="rgb")
+    with pytest.raises(UserError, match="floating-point colour; save it with 8 or 16 bits"):
+        make_shards(tmp_path / "photos", tmp_path / "shards", split="train", unlabelled=True)
+
+
+def test_a_number_for_each_class_where_there_are_none(tree, tmp_path):
+    with pytest.raises(UserError, match="--per-class 2: --unlabelled pictures have no classes"):
+        make_shards(tree, tmp_path / "out", split="train", unlabelled=True, per_class=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_sizes_of_shards_exclude_each_other(tree, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("shards", "make", tree, "--output", tmp_path, "--split", "train", "--shards", 2, "--shard-samples", 5)
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_two_at_once_and_a_kill_in_the_middle(tmp_path, picture):

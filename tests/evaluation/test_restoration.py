@@ -126,6 +126,20 @@ def test_reduced_precision_and_training_on_from_a_run(evaluate, restoration, tra
     assert tuned.losses[1] < 0.8 * trained.losses[1]
 
 
+def test_training_on_from_shipped_weights(restoration):
+    """A network of the shipped one's size, one step on small patches: its loss is that of trained weights."""
+    words = ("model.name=ugtv_fast", "model.kwargs.dim=48", "model.kwargs.depth=2", "batch.global_batch=8", "schedule.max_steps=1")
+    fresh = restoration.trained("fresh", *words)
+    tuned = restoration.trained("shipped", *words, "model.init_from=ugtv_fast_demosaicking")
+    assert tuned.losses[1] < 0.75 * fresh.losses[1]
+
+
+def test_patches_larger_than_the_pictures_leave_no_run(restoration):
+    run = restoration.train("too_large", "data.patch=512")
+    assert run.code == 2 and "smaller than a patch" in run.err.replace("data.patch=512", "a patch"), run.err
+    assert not run.run_dir.exists()
+
+
 def test_tiles_change_nothing_that_matters(evaluate, refused, trained, photographs):
     """A tile is at least twice what it shares, so the pictures are made larger."""
     folder = photographs / "larger"

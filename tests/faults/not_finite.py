@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from crate_graph.cli import main
+from crate_graph.cli import program
 from crate_graph.tasks import ClassificationTask
 from crate_graph.train.step import TrainStep
 
@@ -26,4 +26,4 @@ def step(self, number, *args, **kwargs):
 
 
 ClassificationTask.loss, TrainStep.__call__ = loss, step
-sys.exit(main(sys.argv[4:]))
+program(sys.argv[4:])

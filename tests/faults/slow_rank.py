@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from crate_graph.cli import main
+from crate_graph.cli import program
 from crate_graph.data import PlannedLoader
 from crate_graph.tasks import ClassificationTask
 
@@ -29,4 +29,4 @@ if os.environ.get("RANK", "0") == rank:
         ClassificationTask.loss = slow_loss
     else:
         PlannedLoader.epoch = slow_epoch
-sys.exit(main(sys.argv[3:]))
+program(sys.argv[3:])

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from crate_graph.cli import main
+from crate_graph.cli import program
 from crate_graph.resilience import watchdog
 from crate_graph.train.step import TrainStep
 
@@ -24,4 +24,4 @@ def step(self, number, *args, **kwargs):
 
 
 TrainStep.__call__ = step
-sys.exit(main(sys.argv[4:]))
+program(sys.argv[4:])

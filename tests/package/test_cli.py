@@ -1,6 +1,7 @@
 """The command line parses, calls and reports; the work behind the verbs is replaced here."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,13 @@ def test_a_process_ends_with_the_code():
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "quickstart" in done.stderr
     assert done.stdout == ""
+
+
+def test_one_of_several_processes_ends_with_the_code_too():
+    places = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "crate_graph", "train", "quikstart"]
+    done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("crate-graph: error: rank 1: ")
 
 
 @pytest.mark.parametrize("words", [["checkpoint", "list", "nowhere"], ["checkpoint", "verify", "nowhere"]])
