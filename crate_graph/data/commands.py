@@ -94,7 +94,9 @@ def _add_make(make: argparse.ArgumentParser) -> None:
     make.add_argument("--unlabelled", action="store_true", help="there are no classes: take all images, at any depth")
     make.add_argument("--patch", type=_positive, metavar="N", help="cut the images into squares of N pixels, as PNG")
     make.add_argument("--stride", type=_positive, metavar="N", help="pixels from one patch to the next (--patch)")
-    make.add_argument("--samples", type=_positive, metavar="N", help="keep at most N samples, chosen at random by --seed")
+    make.add_argument(
+        "--samples", type=_positive, metavar="N", help="keep at most N samples, chosen at random by --seed"
+    )
     make.add_argument("--like", metavar="DATASET", help="take name, classes, mean and so on from this data set")
     make.add_argument("--name", help="name of the data set (default: the folder's)")
     make.add_argument("--licence", help="terms of the images, for dataset.yaml")

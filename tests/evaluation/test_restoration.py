@@ -128,7 +128,13 @@ def test_reduced_precision_and_training_on_from_a_run(evaluate, restoration, tra
 
 def test_training_on_from_shipped_weights(restoration):
     """A network of the shipped one's size, one step on small patches: its loss is that of trained weights."""
-    words = ("model.name=ugtv_fast", "model.kwargs.dim=48", "model.kwargs.depth=2", "batch.global_batch=8", "schedule.max_steps=1")
+    words = (
+        "model.name=ugtv_fast",
+        "model.kwargs.dim=48",
+        "model.kwargs.depth=2",
+        "batch.global_batch=8",
+        "schedule.max_steps=1",
+    )
     fresh = restoration.trained("fresh", *words)
     tuned = restoration.trained("shipped", *words, "model.init_from=ugtv_fast_demosaicking")
     assert tuned.losses[1] < 0.75 * fresh.losses[1]
