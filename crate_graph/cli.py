@@ -37,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parse(argv)
         return args.run(args)
+    except SystemExit as end:  # of argparse
+        if end.code == 2:
+            _ended("mistake", 2)
+        raise
     except UserError as error:
         print(f"crate-graph: error: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _ended("mistake", 2)
     except RunFailed as error:
         print(f"crate-graph: failed: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _ended("failed", 1)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
@@ -51,10 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"crate-graph: error: {where}: {error.strerror}; make room and start the same command again",
             file=sys.stderr,
         )
-        return 2
+        return _ended("mistake", 2)
     except KeyboardInterrupt:
         print("crate-graph: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _ended(outcome: str, code: int) -> int:
+    """The exit code, once the launcher has heard of the outcome."""
+    from crate_graph.cluster.journal import note
+
+    note(outcome)
+    return code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

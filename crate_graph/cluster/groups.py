@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from crate_graph.cluster.ranks import Ranks
+from crate_graph.cluster.ranks import Ranks, export
 from crate_graph.errors import RunFailed, UserError
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def process_group(ranks: Ranks, *, timeout: timedelta = timedelta(minutes=10)) -
     if device.type == "cuda":
         torch.cuda.set_device(device)
     alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if ranks.world == 1 else {}
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed refuses to start without it
+    export(ranks)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it says on every rank that it found no GPU
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that the flight recorder remembers

@@ -29,6 +29,7 @@ class Requests:
         self._switches = (run_dir / "save-now", run_dir / "stop-now") if is_main else None
         self._signalled_at: float | None = None
         self._stop = False
+        self.switched_off = False  # by `stop-now`, as the main process knows
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -44,6 +45,7 @@ class Requests:
         if self._switches:
             save, stop = (_take(path) for path in self._switches)
             self._stop |= stop
+            self.switched_off |= stop
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._stop = True
         return save, self._stop

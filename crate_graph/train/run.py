@@ -22,6 +22,7 @@ from crate_graph.checkpoint.manifest import read_manifest
 from crate_graph.checkpoint.model import shapes
 from crate_graph.checkpoint.store import CheckpointStore, resolve
 from crate_graph.cluster.groups import agree, from_main, limit_collectives, naming_a_lost_peer, process_group
+from crate_graph.cluster.journal import note
 from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.config.load import dump_recipe
 from crate_graph.config.schema import Recipe
@@ -76,7 +77,9 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
         stack.enter_context(_log_to_file(folder, ranks))
         loop = _set_up(recipe, folder, resume, ranks, deadline, stack)
         first = loop.step
+        note(f"start {first}")
         if first >= loop.last_step and folder.summary.exists():
+            note("finished")
             return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
         try:
             with naming_a_lost_peer():
@@ -88,7 +91,15 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
         summary = _summarize(recipe, folder, loop, first, started, ranks)
         if ranks.is_main:
             write_json(folder.summary, summary)
+        note(_outcome(loop, ranks))
     return summary
+
+
+def _outcome(loop: Loop, ranks: Ranks) -> str:
+    """What the launcher hears: a run that a signal stopped is to go on, one that its operator stopped is not."""
+    if not loop.stopped:
+        return "finished"
+    return from_main(ranks, "stopped" if loop.requests.switched_off else "preempted")
 
 
 def _set_up(

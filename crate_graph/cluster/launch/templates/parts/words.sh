@@ -1,0 +1,18 @@
+fail() {
+  printf '{{ name }}: error: %s\n' "$*" >&2
+  exit {{ exit_mistake }}
+}
+
+show() {
+  printf '%q ' "$@"
+  printf '\n'
+}
+
+print_only='' words=()
+for word in "$@"; do
+  if [[ $word == --print ]]; then print_only=1; else words+=("$word"); fi
+done
+if [[ ${#words[@]} == 0 ]]; then
+  sed -n '2,/^set/{/^#SBATCH/d;/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+  exit {{ exit_mistake }}
+fi

@@ -1,0 +1,290 @@
+"""Disturbs real Slurm jobs of launch/*.sbatch, on a Slurm that it starts, and compares their losses bit for bit.
+
+    .venv/bin/python tools/slurm_proof.py               # every disturbance: some minutes, root, slurm-wlm and munge
+    .venv/bin/python tools/slurm_proof.py --only signal # some of them
+
+Two nodes train a small CRATE on the shipped images. After each disturbance the job must end as it should, and
+metrics.jsonl must hold the losses of a run that nobody disturbed. Exit code 1 where it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from small_slurm import SmallSlurm, command, missing
+
+ROOT = Path(__file__).parents[1]
+STEPS, EVERY = 400, 100
+RECIPE = f"""\
+name: proof
+data: {{dataset: fashion_mnist, slots: 8, workers: 1,
+  train_transform: {{size: 28, crop: pad_and_crop, padding: 2}}, eval_transform: {{size: 28, resize: null}}}}
+model: {{name: crate_tiny_patch16_224, kwargs: {{img_size: 28, patch_size: 7, in_chans: 1, embed_dim: 32,
+  depth: 2, num_heads: 2}}}}
+batch: {{global_batch: 16}}
+optimizer: {{lr: 2.0e-3, clip_norm: 1.0}}
+schedule: {{epochs: 1, max_steps: {STEPS}, warmup_epochs: 0.01}}
+evaluation: {{batch_size: 500}}
+checkpoint: {{every_epochs: null, every_steps: {EVERY}}}
+telemetry: {{log_every: 1, tensorboard: false}}
+"""
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+DEADLINE = 240  # seconds for each thing that is waited for
+
+
+class Proof:
+    """One Slurm and the run folders below `folder`."""
+
+    def __init__(self, slurm: SmallSlurm, folder: Path):
+        self.slurm, self.folder = slurm, folder
+        self.recipe = folder / "proof.yaml"
+        self.recipe.write_text(RECIPE)
+        self.expected: dict[int, float] = {}
+
+    def submit(self, run: str, *words: str, options: Sequence[str] = (), script: str = "slurm.sbatch") -> str:
+        verb = ["train", str(self.recipe), "--run-dir", str(self.folder / run), *words]
+        words = [*options, str(ROOT / "launch" / script), *verb]
+        return self.slurm.submit(*words, cwd=self.folder, **self.environment())
+
+    def environment(self) -> dict[str, str]:
+        """One thread per process; loopback, since both nodes are this host."""
+        python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return {
+            "PYTHON": sys.executable,
+            "PYTHONPATH": python_path,
+            "CRATE_GRAPH_ROOT": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+
+    def losses(self, run: str) -> dict[int, float]:
+        path = self.folder / run / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+    def until_step(self, run: str, step: int) -> None:
+        path = self.folder / run / "metrics.jsonl"
+        self.slurm.until(
+            f"{run} trains step {step}", lambda: path.exists() and path.read_text().count('"loss"') >= step, DEADLINE
+        )
+
+    def until_requeued(self, job: str) -> None:
+        self.slurm.until(f"job {job} is requeued", lambda: self.slurm.job(job)["Restarts"] != "0", DEADLINE)
+        self.slurm.start_now(job)
+
+    def ended(self, job: str) -> dict[str, str]:
+        """Fields of a job once it has ended; a requeued one is not left to wait."""
+
+        def over() -> bool:
+            fields = self.slurm.job(job)
+            if fields["JobState"] == "PENDING":
+                self.slurm.start_now(job)
+            return fields["JobState"] in ENDED
+
+        self.slurm.until(f"job {job} ends", over, DEADLINE)
+        return self.slurm.job(job)
+
+    def completed(self, job: str, run: str, restarts: int) -> None:
+        fields = self.ended(job)
+        self.expect(fields, JobState="COMPLETED", Restarts=str(restarts))
+        if not json.loads((self.folder / run / "summary.json").read_text())["finished"]:
+            raise AssertionError(f"{run} has not finished")
+        if self.losses(run) != self.expected:
+            different = [step for step, loss in self.expected.items() if self.losses(run).get(step) != loss]
+            raise AssertionError(f"{run}: losses differ at steps {different[:5]} and {len(different)} in all")
+
+    def expect(self, fields: dict[str, str], **values: str) -> None:
+        for key, value in values.items():
+            if fields[key] != value:
+                raise AssertionError(f"job {fields['JobId']}: {key}={fields[key]} instead of {value}")
+
+
+def plain_srun(proof: Proof) -> str:
+    """Two srun tasks without torchrun; nobody disturbs them, so theirs are the losses that all others must have."""
+    run = ["train", str(proof.recipe), "--run-dir", str(proof.folder / "plain")]
+    step = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "crate_graph", *run]
+    proof.slurm.call(*step, cwd=proof.folder, **proof.environment())
+    proof.expected = proof.losses("plain")
+    assert len(proof.expected) == STEPS
+    return "finished without torchrun"
+
+
+def undisturbed(proof: Proof) -> str:
+    job = proof.submit("undisturbed")
+    proof.completed(job, "undisturbed", restarts=0)
+    return "finished"
+
+
+def signal(proof: Proof) -> str:
+    """`scancel --signal=USR1` reaches every process of the step: all save at one step, and the job is requeued."""
+    job = proof.submit("signal")
+    proof.until_step("signal", EVERY // 2)
+    proof.slurm.call("scancel", "--signal=USR1", job)
+    proof.until_requeued(job)
+    proof.completed(job, "signal", restarts=1)
+    return f"went on at step {resumed_at(proof, job)}"
+
+
+def before_the_end(proof: Proof) -> str:
+    """The signal that Slurm sends to the batch shell some time before the end of the job."""
+    job = proof.submit("before", options=["--signal=B:USR1@300"])
+    proof.until_step("before", EVERY // 2)
+    proof.slurm.call("scancel", "--batch", "--signal=USR1", job)
+    proof.until_requeued(job)
+    proof.completed(job, "before", restarts=1)
+    return f"went on at step {resumed_at(proof, job)}"
+
+
+def preemption(proof: Proof) -> str:
+    """A job of a higher partition takes the nodes; the run saves in its grace time and comes back."""
+    job = proof.submit("preemption")
+    proof.until_step("preemption", EVERY // 2)
+    other = proof.slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3", cwd=proof.folder)
+    proof.until_requeued(job)
+    proof.ended(other)
+    proof.completed(job, "preemption", restarts=1)
+    return f"went on at step {resumed_at(proof, job)}"
+
+
+def node_failure(proof: Proof) -> str:
+    """A node and all that it runs are gone at once; the job goes on from its checkpoint when the node is back."""
+    job = proof.submit("node_failure")
+    proof.until_step("node_failure", EVERY + EVERY // 2)
+    proof.slurm.kill_node("n2")
+    started = time.monotonic()
+    proof.slurm.until("the job leaves the node", lambda: proof.slurm.job(job)["JobState"] != "RUNNING", DEADLINE)
+    noticed = time.monotonic() - started
+    proof.slurm.start_node("n2")
+    proof.until_requeued(job)
+    proof.completed(job, "node_failure", restarts=1)
+    return f"left after {noticed:.0f} s, went on at step {resumed_at(proof, job)}"
+
+
+def mistake(proof: Proof) -> str:
+    """A user's mistake is not requeued for ever."""
+    job = proof.submit("mistake", "batch.global_batch=15")
+    proof.expect(proof.ended(job), JobState="FAILED", ExitCode="2:0", Restarts="0")
+    assert not (proof.folder / "mistake").exists()
+    return "refused once, exit code 2"
+
+
+def stop_now(proof: Proof) -> str:
+    """An operator who stops a run does not want it back."""
+    job = proof.submit("stop_now")
+    proof.until_step("stop_now", EVERY // 2)
+    (proof.folder / "stop_now" / "stop-now").touch()
+    proof.expect(proof.ended(job), JobState="COMPLETED", Restarts="0")
+    assert not json.loads((proof.folder / "stop_now" / "summary.json").read_text())["finished"]
+    return "saved, not requeued"
+
+
+def cancelled(proof: Proof) -> str:
+    """Nor one that he cancels; it saves first."""
+    job = proof.submit("cancelled")
+    proof.until_step("cancelled", EVERY // 2)
+    proof.slurm.call("scancel", job)
+    proof.expect(proof.ended(job), JobState="CANCELLED", Restarts="0")
+    summary = json.loads((proof.folder / "cancelled" / "summary.json").read_text())
+    return f"saved at step {summary['step']}, not requeued"
+
+
+def failure(proof: Proof) -> str:
+    """One that fails again and again at the same step is given up."""
+    job = proof.submit("failure", options=["--export=ALL,MAX_FAILURES=2"])
+    for _ in range(2):
+        proof.until_step("failure", 1)
+        lost = [pid for pid in os.listdir("/proc") if pid.isdigit() and is_worker(int(pid), proof.folder / "failure")]
+        os.kill(int(lost[0]), 9)
+        proof.slurm.until("the job ends", lambda: proof.slurm.job(job)["JobState"] != "RUNNING", DEADLINE)
+    proof.expect(proof.ended(job), JobState="FAILED", Restarts="1")
+    return "given up after 2 failures"
+
+
+def sweep(proof: Proof) -> str:
+    """A task for each line of a file."""
+    file = proof.folder / "seeds.txt"
+    file.write_text("# seeds\nseed=0 schedule.max_steps=30\n\nseed=1 schedule.max_steps=30\n")
+    words = ["train", str(proof.recipe)]
+    environment = {**proof.environment(), "RUNS": str(proof.folder)}
+    script = str(ROOT / "launch" / "slurm_array.sbatch")
+    job = proof.slurm.submit("--array=0-1", script, str(file), *words, cwd=proof.folder, **environment)
+    for task in ("0", "1"):
+        proof.expect(proof.ended(f"{job}_{task}"), JobState="COMPLETED")
+    first, second = proof.losses("seeds/0"), proof.losses("seeds/1")
+    assert len(first) == len(second) == 30 and first != second
+    return "2 tasks, 2 run folders"
+
+
+def is_worker(pid: int, run: Path) -> bool:
+    """Whether a process is a rank of the run, and not torchrun or a loader worker."""
+    words = command(pid).split("\0")
+    return words[1:4] == ["-u", "-m", "crate_graph"] and str(run) in words
+
+
+def resumed_at(proof: Proof, job: str) -> str:
+    journal = (proof.folder / f"slurm-{job}.journal").read_text().split()
+    return journal[len(journal) - 1 - journal[::-1].index("start") + 1]
+
+
+SCENARIOS: dict[str, Callable[[Proof], str]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        plain_srun,
+        undisturbed,
+        signal,
+        before_the_end,
+        preemption,
+        node_failure,
+        mistake,
+        stop_now,
+        cancelled,
+        failure,
+        sweep,
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
+    args = parser.parse_args(argv)
+    if reason := missing():
+        print(f"slurm_proof: error: {reason}", file=sys.stderr)
+        return 2
+    names = dict.fromkeys(["plain_srun", *(args.only or SCENARIOS)])
+    return prove(list(names))
+
+
+def prove(names: list[str]) -> int:
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="slurm-proof-") as temporary:
+        folder = Path(temporary)
+        with SmallSlurm(folder / "slurm") as slurm:
+            proof = Proof(slurm, folder)
+            print("| disturbance | outcome | seconds |\n|---|---|---|", flush=True)
+            for name in names:
+                started = time.monotonic()
+                try:
+                    outcome = SCENARIOS[name](proof)
+                except (AssertionError, TimeoutError, RuntimeError) as error:
+                    failed += 1
+                    outcome = f"FAILED: {error}"
+                    print_logs(folder)
+                print(f"| {name} | {outcome} | {time.monotonic() - started:.0f} |", flush=True)
+    return 1 if failed else 0
+
+
+def print_logs(folder: Path) -> None:
+    for log in sorted(folder.glob("slurm-*")):
+        print(f"--- {log.name}\n{log.read_text()[-4000:]}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
