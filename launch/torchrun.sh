@@ -59,19 +59,19 @@ nodes=${NODES:-1} procs=${PROCS_PER_NODE:-$(gpus_or_one)}
 host=${MASTER_ADDR:-} port=${MASTER_PORT:-29500} run_id=${RUN_ID:-crate-graph}
 [[ $nodes == 1 || -n $host ]] || fail "NODES=$nodes: set MASTER_ADDR to the host where all meet, the same on each"
 
-torchrun=("$python" -m torch.distributed.run
+command=("$python" -m torch.distributed.run
   --nnodes="$nodes" --nproc-per-node="$procs" --max-restarts="${MAX_RESTARTS:-0}")
 if [[ $nodes == 1 ]]; then
-  torchrun+=(--standalone)
+  command+=(--standalone)
 else
-  torchrun+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
+  command+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
     --rdzv-conf="join_timeout=${JOIN_TIMEOUT:-600},read_timeout=45")
 fi
 # The agent would end its workers 30 seconds after a SIGTERM; they get the signal by another way, and save in peace.
-torchrun+=(--signals-to-handle=SIGINT -m crate_graph "${words[@]}")
+command+=(--signals-to-handle=SIGINT -m crate_graph "${words[@]}")
 
 if [[ -n $print_only ]]; then
-  show "${torchrun[@]}"
+  show "${command[@]}"
   exit
 fi
 
@@ -90,7 +90,7 @@ pass_on() {
   fi
 }
 set -m # else the agent would ignore Ctrl-C
-bash -c 'trap "" TERM USR1; exec "$@"' agent "${torchrun[@]}" &
+bash -c 'trap "" TERM USR1; exec "$@"' agent "${command[@]}" &
 agent=$!
 trap pass_on TERM USR1
 trap 'kill -INT "$agent" 2>/dev/null || :' INT

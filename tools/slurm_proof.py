@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGTERM
+from signal import signal as set_handler
 
 from small_slurm import SmallSlurm, command, missing
 
@@ -77,16 +79,13 @@ class Proof:
 
     def until_requeued(self, job: str) -> None:
         self.slurm.until(f"job {job} is requeued", lambda: self.slurm.job(job)["Restarts"] != "0", DEADLINE)
-        self.slurm.start_now(job)
 
     def ended(self, job: str) -> dict[str, str]:
-        """Fields of a job once it has ended; a requeued one is not left to wait."""
+        """Fields of a job once it has ended."""
 
         def over() -> bool:
-            fields = self.slurm.job(job)
-            if fields["JobState"] == "PENDING":
-                self.slurm.start_now(job)
-            return fields["JobState"] in ENDED
+            self.slurm.start_soon(job)
+            return self.slurm.job(job)["JobState"] in ENDED
 
         self.slurm.until(f"job {job} ends", over, DEADLINE)
         return self.slurm.job(job)
@@ -258,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := missing():
         print(f"slurm_proof: error: {reason}", file=sys.stderr)
         return 2
+    for number in (SIGINT, SIGTERM):
+        set_handler(number, lambda *_: sys.exit(1))  # leaves the blocks, so that no daemon is left behind
     names = dict.fromkeys(["plain_srun", *(args.only or SCENARIOS)])
     return prove(list(names))
 

@@ -8,6 +8,7 @@ Needs root, and `apt-get install slurm-wlm munge`. Nothing outside of the folder
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -17,8 +18,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "scontrol")
 
 CONFIGURATION = """\
@@ -86,10 +89,12 @@ class SmallSlurm:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(1024))
         self._stack.callback(self._end)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what slurmd leaves behind becomes ours to collect
         try:
             munge = {"key-file": key, "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log"}
             munge |= {"seed-file": "munge.seed"}
-            self._start("munged", "--foreground", "--force", *(f"--{k}={self.folder / v}" for k, v in munge.items()))
+            options = [f"--{option}={self.folder / file}" for option, file in munge.items()]
+            self._start("munged", "--foreground", "--force", *options)
             self.until("munged listens", (self.folder / "munge.sock").exists, 20)
             self._start("slurmctld", "-D")
             for node in self.nodes:
@@ -129,9 +134,13 @@ class SmallSlurm:
         """What `scontrol show job` says of a job, by key."""
         return _fields(self.call("scontrol", "show", "job", "--oneliner", number))
 
-    def start_now(self, number: str) -> None:
-        """A requeued job waits for two minutes; not here."""
-        self.call("scontrol", "update", f"jobid={number}", "StartTime=now", check=False)
+    def start_soon(self, number: str) -> None:
+        """A requeued job waits for two minutes; here for some seconds, without which its nodes refuse it."""
+        fields = self.job(number)
+        begins = fields.get("EligibleTime", "")
+        if fields["JobState"] == "PENDING" and begins.startswith("20"):
+            if datetime.fromisoformat(begins) - datetime.now() > timedelta(seconds=10):
+                self.call("scontrol", "update", f"jobid={number}", "StartTime=now+4", check=False)
 
     def call(self, *words: str, check: bool = True, cwd: Path | None = None, **environment: str) -> str:
         done = subprocess.run(
@@ -173,8 +182,11 @@ class SmallSlurm:
                     daemon.kill()
                     daemon.wait()
         for pid in _processes():
-            if ours in _environment(pid) and pid != os.getpid() and "slurmstepd" in command(pid):
+            if pid != os.getpid() and ours in _environment(pid):
                 _kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
 
 
 def _free_ports(count: int) -> list[int]:

@@ -21,9 +21,9 @@ FACTS = {
     "read_timeout": 45,  # seconds for the rendezvous host to answer
     "networks": NETWORKS,
 }
-SCRIPTS = ("torchrun.sh", "slurm.sbatch", "slurm_array.sbatch")
-MANIFESTS = ()
-SETTINGS = ()
+SCRIPTS = ("torchrun.sh", "slurm.sbatch", "slurm_array.sbatch", "deepspeed_hostfile.sh", "accelerate.sh")
+MANIFESTS = ("kubernetes/indexed_job.yaml", "kubernetes/pytorchjob.yaml")
+SETTINGS = ("accelerate.yaml",)
 
 
 def render_all() -> dict[str, str]:

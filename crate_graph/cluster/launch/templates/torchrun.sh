@@ -33,7 +33,7 @@ host=${MASTER_ADDR:-} port=${MASTER_PORT:-{{ port }}} run_id=${RUN_ID:-crate-gra
 {% include "parts/torchrun_words.sh" %}
 
 if [[ -n $print_only ]]; then
-  show "${torchrun[@]}"
+  show "${command[@]}"
   exit
 fi
 

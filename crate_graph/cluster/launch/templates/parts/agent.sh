@@ -13,7 +13,7 @@ pass_on() {
   fi
 }
 set -m # else the agent would ignore Ctrl-C
-bash -c 'trap "" TERM USR1; exec "$@"' agent "${torchrun[@]}" &
+bash -c 'trap "" TERM USR1; exec "$@"' agent "${command[@]}" &
 agent=$!
 trap pass_on TERM USR1
 trap 'kill -INT "$agent" 2>/dev/null || :' INT
@@ -29,4 +29,9 @@ case $outcome in
   mistake) exit {{ exit_mistake }} ;;
 esac
 if [[ -n $again ]]; then exit {{ exit_again }}; fi
+{% if exit_failure is defined %}
+if ((code)); then exit {{ exit_failure }}; fi
+exit 0
+{% else %}
 exit "$code"
+{% endif %}

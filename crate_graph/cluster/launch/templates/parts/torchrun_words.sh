@@ -1,10 +1,10 @@
-torchrun=("$python" -m torch.distributed.run
+command=("$python" -m torch.distributed.run
   --nnodes="$nodes" --nproc-per-node="$procs" --max-restarts="${MAX_RESTARTS:-0}")
 if [[ $nodes == 1 ]]; then
-  torchrun+=(--standalone)
+  command+=(--standalone)
 else
-  torchrun+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
+  command+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
     --rdzv-conf="join_timeout=${JOIN_TIMEOUT:-{{ join_timeout }}},read_timeout={{ read_timeout }}")
 fi
 # The agent would end its workers 30 seconds after a SIGTERM; they get the signal by another way, and save in peace.
-torchrun+=(--signals-to-handle=SIGINT -m crate_graph "${words[@]}")
+command+=(--signals-to-handle=SIGINT -m crate_graph "${words[@]}")

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Starts a verb of crate-graph on the hosts of a DeepSpeed hostfile, over ssh (pdsh), by the launcher of DeepSpeed.
+#   ./launch/deepspeed_hostfile.sh HOSTFILE train RECIPE [key.path=value ...]
+#   ./launch/deepspeed_hostfile.sh --print HOSTFILE train RECIPE ...          show the command, run nothing
+#
+# HOSTFILE has a line `HOST slots=GPUS` for each host. All of them see this folder at the same place, and this host
+# reaches them by ssh without a password.
+# Settings, as environment variables:
+#   MASTER_ADDR  where all meet (what the first host says of itself)   MASTER_PORT  a free port there ({{ port }})
+#   SSH_ARGS     more words for ssh, such as: -p 2222, or: -F FILE
+#   NETWORK      {{ networks | join(', ') }}: sets the variables of launch/env/NETWORK.sh
+#   PYTHON       the interpreter that has crate-graph, on every host (.venv/bin/python)
+# What the hosts are told of this environment: NCCL_*, GLOO_*, FI_*, OMP_*, DS_*, TORCH_*, CRATE_GRAPH_*, PYTHON*.
+#
+# Exit code: that of the run; {{ exit_again }} where SIGTERM or SIGUSR1 to this script stopped it, and it is to be started again.
+# DeepSpeed gives the run 30 seconds to save after a signal; `touch RUN/stop-now` gives it all the time it needs.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+{% include "parts/words.sh" %}
+
+hostfile=${words[0]} words=("${words[@]:1}")
+[[ -f $hostfile ]] || fail "$hostfile: no such file; it has a line for each host: HOST slots=GPUS"
+((${#words[@]})) || fail "after $hostfile a verb is missing: train RECIPE"
+mapfile -t hosts < <(sed 's/#.*//' "$hostfile" | awk 'NF { print $1 }')
+((${#hosts[@]})) || fail "$hostfile: names no host; it has a line for each: HOST slots=GPUS"
+
+{% include "parts/python.sh" %}
+
+read -r -a ssh_args <<<"${SSH_ARGS:-}"
+address=${MASTER_ADDR:-}
+if [[ -z $print_only ]]; then
+  type -P pdsh >/dev/null || fail "pdsh is not installed (apt-get install pdsh); the launcher of DeepSpeed needs it"
+  for host in "${hosts[@]}"; do
+    said=$(ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1) ||
+      fail "$hostfile: host $host cannot be reached by ssh (${said##*$'\n'}); mend the line, or try: ssh $host hostname"
+    address=${address:-${said%% *}}
+  done
+fi
+
+command=("$python" -m deepspeed.launcher.runner --hostfile "$hostfile" --force_multi --no_ssh_check
+  --master_addr "${address:-ADDRESS_OF_${hosts[0]}}" --master_port "${MASTER_PORT:-{{ port }}}"
+  --no_local_rank --module crate_graph "${words[@]}")
+if [[ -n $print_only ]]; then
+  show "${command[@]}"
+  exit
+fi
+
+told=$(mktemp)
+trap 'rm -f "$told"' EXIT
+env | grep -E '^(NCCL|GLOO|FI|OMP|DS|TORCH|CRATE_GRAPH)_[A-Z0-9_]*=' >"$told" || :
+export DS_ENV_FILE=$told PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} ${SSH_ARGS:-}"
+again=''
+# shellcheck disable=SC2329 # the trap calls it
+pass_on() {
+  again=1
+  kill -TERM "$launcher" 2>/dev/null || :
+}
+"${command[@]}" &
+launcher=$!
+trap pass_on TERM USR1
+while :; do
+  if wait "$launcher"; then code=0; else code=$?; fi
+  kill -0 "$launcher" 2>/dev/null || break
+done
+if [[ -n $again ]]; then exit {{ exit_again }}; fi
+exit "$code"
