@@ -42,6 +42,7 @@ class Proof:
         self.recipe.write_text(RECIPE)
         python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         own = {"PYTHON": sys.executable, "PYTHONPATH": python_path}
+        self._started: list[subprocess.Popen] = []
         self.environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
     def words(self, run: str) -> list[str]:
@@ -49,19 +50,35 @@ class Proof:
 
     def start(self, run: str, *command: str, **environment: str) -> subprocess.Popen:
         with (self.folder / f"{run}.log").open("a") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*command, *self.words(run)],
                 cwd=self.folder,
                 env={**self.environment, **environment},
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
+        self._started.append(process)
+        return process
 
     def end(self, run: str, *processes: subprocess.Popen, code: int = 0) -> None:
         codes = [process.wait(DEADLINE) for process in processes]
         if codes != [code] * len(processes):
             log = (self.folder / f"{run}.log").read_text()
             raise AssertionError(f"{run} ended with {codes} instead of {code}\n{log[-4000:]}")
+
+    def __enter__(self) -> Proof:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End what has not ended."""
+        for process in self._started:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(60)
 
     def losses(self, run: str) -> dict[int, float]:
         path = self.folder / run / "metrics.jsonl"
@@ -185,8 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=LAUNCHERS, metavar="NAME", help=", ".join(LAUNCHERS))
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="launcher-proof-") as folder:
-        return prove(Proof(Path(folder)), list(dict.fromkeys(["torchrun", *(args.only or LAUNCHERS)])))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves the blocks, so that no daemon is left behind
+    with tempfile.TemporaryDirectory(prefix="launcher-proof-") as folder, Proof(Path(folder)) as proof:
+        return prove(proof, list(dict.fromkeys(["torchrun", *(args.only or LAUNCHERS)])))
 
 
 def prove(proof: Proof, names: list[str]) -> int:
@@ -203,6 +221,7 @@ def prove(proof: Proof, names: list[str]) -> int:
             outcome = f"skipped: {reason}"
         except (AssertionError, subprocess.TimeoutExpired) as error:
             failed += 1
+            proof.stop()
             outcome = f"FAILED: {error}"
         print(f"| {name} | {outcome} | {time.monotonic() - started:.0f} |", flush=True)
     return 1 if failed else 0

@@ -17,43 +17,46 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGKILL, SIGTERM
 from signal import signal as set_handler
+from subprocess import TimeoutExpired
 
-from small_slurm import SmallSlurm, command, missing
+from small_slurm import SmallSlurm, command, missing, processes
 
 ROOT = Path(__file__).parents[1]
-STEPS, EVERY = 400, 100
-RECIPE = f"""\
+RECIPE = """\
 name: proof
-data: {{dataset: fashion_mnist, slots: 8, workers: 1,
-  train_transform: {{size: 28, crop: pad_and_crop, padding: 2}}, eval_transform: {{size: 28, resize: null}}}}
-model: {{name: crate_tiny_patch16_224, kwargs: {{img_size: 28, patch_size: 7, in_chans: 1, embed_dim: 32,
-  depth: 2, num_heads: 2}}}}
-batch: {{global_batch: 16}}
-optimizer: {{lr: 2.0e-3, clip_norm: 1.0}}
-schedule: {{epochs: 1, max_steps: {STEPS}, warmup_epochs: 0.01}}
-evaluation: {{batch_size: 500}}
-checkpoint: {{every_epochs: null, every_steps: {EVERY}}}
-telemetry: {{log_every: 1, tensorboard: false}}
+data: {dataset: fashion_mnist, slots: 8, workers: 1,
+  train_transform: {size: 28, crop: pad_and_crop, padding: 2}, eval_transform: {size: 28, resize: null}}
+model: {name: crate_tiny_patch16_224, kwargs: {img_size: 28, patch_size: 7, in_chans: 1, embed_dim: 32,
+  depth: 2, num_heads: 2}}
+batch: {global_batch: 16}
+optimizer: {lr: 2.0e-3, clip_norm: 1.0}
+schedule: {epochs: 1, warmup_epochs: 0.01}
+evaluation: {batch_size: 500}
+checkpoint: {every_epochs: null}
+telemetry: {log_every: 1, tensorboard: false}
 """
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
-DEADLINE = 240  # seconds for each thing that is waited for
+DEADLINE = 600  # seconds for each thing that is waited for
 
 
 class Proof:
-    """One Slurm and the run folders below `folder`."""
+    """One Slurm, and below `folder` runs of so many `steps`, with a checkpoint each quarter of them."""
 
-    def __init__(self, slurm: SmallSlurm, folder: Path):
-        self.slurm, self.folder = slurm, folder
+    def __init__(self, slurm: SmallSlurm, folder: Path, steps: int):
+        self.slurm, self.folder, self.steps, self.quarter = slurm, folder, steps, steps // 4
         self.recipe = folder / "proof.yaml"
         self.recipe.write_text(RECIPE)
         self.expected: dict[int, float] = {}
 
-    def submit(self, run: str, *words: str, options: Sequence[str] = (), script: str = "slurm.sbatch") -> str:
-        verb = ["train", str(self.recipe), "--run-dir", str(self.folder / run), *words]
-        words = [*options, str(ROOT / "launch" / script), *verb]
+    def submit(self, run: str, *words: str, options: Sequence[str] = ()) -> str:
+        words = [*options, str(ROOT / "launch" / "slurm.sbatch"), *self.train(run), *words]
         return self.slurm.submit(*words, cwd=self.folder, **self.environment())
+
+    def train(self, run: str) -> list[str]:
+        length = [f"schedule.max_steps={self.steps}", f"checkpoint.every_steps={self.quarter}"]
+        return ["train", str(self.recipe), "--run-dir", str(self.folder / run), *length]
 
     def environment(self) -> dict[str, str]:
         """One thread per process; loopback, since both nodes are this host."""
@@ -79,6 +82,17 @@ class Proof:
 
     def until_requeued(self, job: str) -> None:
         self.slurm.until(f"job {job} is requeued", lambda: self.slurm.job(job)["Restarts"] != "0", DEADLINE)
+
+    def until_life(self, job: str, number: int) -> None:
+        """Until the run of a job's life of this number has started."""
+        journal = self.folder / f"slurm-{job}.journal"
+
+        def started() -> bool:
+            self.slurm.start_soon(job)
+            lives = journal.read_text().split("life ") if journal.exists() else []
+            return len(lives) == number + 2 and "start" in lives[-1]
+
+        self.slurm.until(f"life {number} of job {job} trains", started, DEADLINE)
 
     def ended(self, job: str) -> dict[str, str]:
         """Fields of a job once it has ended."""
@@ -107,11 +121,10 @@ class Proof:
 
 def plain_srun(proof: Proof) -> str:
     """Two srun tasks without torchrun; nobody disturbs them, so theirs are the losses that all others must have."""
-    run = ["train", str(proof.recipe), "--run-dir", str(proof.folder / "plain")]
-    step = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "crate_graph", *run]
-    proof.slurm.call(*step, cwd=proof.folder, **proof.environment())
+    step = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "crate_graph", *proof.train("plain")]
+    proof.slurm.call(*step, timeout=DEADLINE, cwd=proof.folder, **proof.environment())
     proof.expected = proof.losses("plain")
-    assert len(proof.expected) == STEPS
+    assert len(proof.expected) == proof.steps
     return "finished without torchrun"
 
 
@@ -124,7 +137,7 @@ def undisturbed(proof: Proof) -> str:
 def signal(proof: Proof) -> str:
     """`scancel --signal=USR1` reaches every process of the step: all save at one step, and the job is requeued."""
     job = proof.submit("signal")
-    proof.until_step("signal", EVERY // 2)
+    proof.until_step("signal", proof.quarter // 2)
     proof.slurm.call("scancel", "--signal=USR1", job)
     proof.until_requeued(job)
     proof.completed(job, "signal", restarts=1)
@@ -134,7 +147,7 @@ def signal(proof: Proof) -> str:
 def before_the_end(proof: Proof) -> str:
     """The signal that Slurm sends to the batch shell some time before the end of the job."""
     job = proof.submit("before", options=["--signal=B:USR1@300"])
-    proof.until_step("before", EVERY // 2)
+    proof.until_step("before", proof.quarter // 2)
     proof.slurm.call("scancel", "--batch", "--signal=USR1", job)
     proof.until_requeued(job)
     proof.completed(job, "before", restarts=1)
@@ -144,7 +157,7 @@ def before_the_end(proof: Proof) -> str:
 def preemption(proof: Proof) -> str:
     """A job of a higher partition takes the nodes; the run saves in its grace time and comes back."""
     job = proof.submit("preemption")
-    proof.until_step("preemption", EVERY // 2)
+    proof.until_step("preemption", proof.quarter // 2)
     other = proof.slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3", cwd=proof.folder)
     proof.until_requeued(job)
     proof.ended(other)
@@ -155,7 +168,7 @@ def preemption(proof: Proof) -> str:
 def node_failure(proof: Proof) -> str:
     """A node and all that it runs are gone at once; the job goes on from its checkpoint when the node is back."""
     job = proof.submit("node_failure")
-    proof.until_step("node_failure", EVERY + EVERY // 2)
+    proof.until_step("node_failure", proof.quarter * 3 // 2)
     proof.slurm.kill_node("n2")
     started = time.monotonic()
     proof.slurm.until("the job leaves the node", lambda: proof.slurm.job(job)["JobState"] != "RUNNING", DEADLINE)
@@ -177,7 +190,7 @@ def mistake(proof: Proof) -> str:
 def stop_now(proof: Proof) -> str:
     """An operator who stops a run does not want it back."""
     job = proof.submit("stop_now")
-    proof.until_step("stop_now", EVERY // 2)
+    proof.until_step("stop_now", proof.quarter // 2)
     (proof.folder / "stop_now" / "stop-now").touch()
     proof.expect(proof.ended(job), JobState="COMPLETED", Restarts="0")
     assert not json.loads((proof.folder / "stop_now" / "summary.json").read_text())["finished"]
@@ -187,7 +200,7 @@ def stop_now(proof: Proof) -> str:
 def cancelled(proof: Proof) -> str:
     """Nor one that he cancels; it saves first."""
     job = proof.submit("cancelled")
-    proof.until_step("cancelled", EVERY // 2)
+    proof.until_step("cancelled", proof.quarter // 2)
     proof.slurm.call("scancel", job)
     proof.expect(proof.ended(job), JobState="CANCELLED", Restarts="0")
     summary = json.loads((proof.folder / "cancelled" / "summary.json").read_text())
@@ -197,10 +210,9 @@ def cancelled(proof: Proof) -> str:
 def failure(proof: Proof) -> str:
     """One that fails again and again at the same step is given up."""
     job = proof.submit("failure", options=["--export=ALL,MAX_FAILURES=2"])
-    for _ in range(2):
-        proof.until_step("failure", 1)
-        lost = [pid for pid in os.listdir("/proc") if pid.isdigit() and is_worker(int(pid), proof.folder / "failure")]
-        os.kill(int(lost[0]), 9)
+    for life in range(2):
+        proof.until_life(job, life)
+        os.kill(next(pid for pid in processes() if is_worker(pid, proof.folder / "failure")), SIGKILL)
         proof.slurm.until("the job ends", lambda: proof.slurm.job(job)["JobState"] != "RUNNING", DEADLINE)
     proof.expect(proof.ended(job), JobState="FAILED", Restarts="1")
     return "given up after 2 failures"
@@ -253,6 +265,7 @@ SCENARIOS: dict[str, Callable[[Proof], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="steps of each run (400)")
     args = parser.parse_args(argv)
     if reason := missing():
         print(f"slurm_proof: error: {reason}", file=sys.stderr)
@@ -260,21 +273,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (SIGINT, SIGTERM):
         set_handler(number, lambda *_: sys.exit(1))  # leaves the blocks, so that no daemon is left behind
     names = dict.fromkeys(["plain_srun", *(args.only or SCENARIOS)])
-    return prove(list(names))
+    return prove(list(names), args.steps)
 
 
-def prove(names: list[str]) -> int:
+def prove(names: list[str], steps: int) -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="slurm-proof-") as temporary:
         folder = Path(temporary)
         with SmallSlurm(folder / "slurm") as slurm:
-            proof = Proof(slurm, folder)
+            proof = Proof(slurm, folder, steps)
             print("| disturbance | outcome | seconds |\n|---|---|---|", flush=True)
             for name in names:
                 started = time.monotonic()
                 try:
                     outcome = SCENARIOS[name](proof)
-                except (AssertionError, TimeoutError, RuntimeError) as error:
+                except (AssertionError, OSError, RuntimeError, StopIteration, TimeoutExpired) as error:
                     failed += 1
                     outcome = f"FAILED: {error}"
                     print_logs(folder)

@@ -113,7 +113,7 @@ class SmallSlurm:
 
     def kill_node(self, node: str) -> None:
         """As when the power fails: slurmd and all that it runs are gone at once."""
-        lost = [pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
+        lost = [pid for pid in processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
         keepers = {parent for pid in lost if "slurmstepd" in command(parent := _parent(pid))}
         for pid in [self._daemons[node].pid, *keepers, *lost]:
             _kill(pid, signal.SIGKILL)
@@ -138,14 +138,17 @@ class SmallSlurm:
         """A requeued job waits for two minutes; here for some seconds, without which its nodes refuse it."""
         fields = self.job(number)
         begins = fields.get("EligibleTime", "")
-        if fields["JobState"] == "PENDING" and begins.startswith("20"):
-            if datetime.fromisoformat(begins) - datetime.now() > timedelta(seconds=10):
-                self.call("scontrol", "update", f"jobid={number}", "StartTime=now+4", check=False)
+        if fields["JobState"] != "PENDING" or not begins.startswith("20"):
+            return
+        if datetime.fromisoformat(begins) - datetime.now() > timedelta(seconds=10):
+            self.call("scontrol", "update", f"jobid={number}", "StartTime=now+4", check=False)
 
-    def call(self, *words: str, check: bool = True, cwd: Path | None = None, **environment: str) -> str:
-        done = subprocess.run(
-            words, cwd=cwd, env={**self.environment, **environment}, capture_output=True, text=True, timeout=120
-        )
+    def call(
+        self, *words: str, check: bool = True, timeout: float = 120, cwd: Path | None = None, **environment: str
+    ) -> str:
+        """What a command of Slurm prints."""
+        settings = {**self.environment, **environment}
+        done = subprocess.run(words, cwd=cwd, env=settings, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -181,7 +184,7 @@ class SmallSlurm:
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait()
-        for pid in _processes():
+        for pid in processes():
             if pid != os.getpid() and ours in _environment(pid):
                 _kill(pid, signal.SIGKILL)
         with suppress(ChildProcessError):
@@ -201,7 +204,7 @@ def _fields(line: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
 
-def _processes() -> list[int]:
+def processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 

@@ -28,6 +28,14 @@ def trainers_under(process):
     return [int(pid) for pid in listing.stdout.split()]
 
 
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    """What the launcher hears."""
+    path = tmp_path / "journal"
+    monkeypatch.setenv("CRATE_GRAPH_JOURNAL", str(path))
+    return path
+
+
 def assert_stopped_whole(run):
     assert run.code == 0, run.err
     assert run.summary["finished"] is False
@@ -37,12 +45,13 @@ def assert_stopped_whole(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_both(runner, number):
+def test_a_signal_to_one_rank_stops_both(runner, number, journal):
     run = f"one-rank-{number.name}"
     process = runner.start(run, LONG, "data.workers=1", world=2)
     wait_for_step(runner, run, process, 5)
     os.kill(trainers_under(process)[1], number)
     assert_stopped_whole(runner.finish(process, run))
+    assert journal.read_text() == "start 0\npreempted\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -55,7 +64,7 @@ def test_a_signal_to_loader_workers_too(runner, number):
     assert_stopped_whole(runner.finish(process, run))
 
 
-def test_switch_files(runner):
+def test_switch_files(runner, journal):
     process = runner.start("switches", LONG)
     wait_for_step(runner, "switches", process, 5)
     folder = runner.folder / "switches"
@@ -68,6 +77,7 @@ def test_switch_files(runner):
     assert_stopped_whole(run)
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert not (folder / "save-now").exists() and not (folder / "stop-now").exists()
+    assert journal.read_text() == "start 0\nstopped\n"
 
 
 def test_a_duration_ends_both_ranks_at_one_step(runner):

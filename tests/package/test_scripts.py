@@ -155,14 +155,16 @@ def test_a_python_without_ensurepip_names_the_package(checkout, tmp_path):
 
 
 def test_the_scripts_are_clean():
-    scripts = [ROOT / ".ci/run", *sorted(ROOT.glob("launch/*.sh")), *sorted(ROOT.glob("tools/*.sh"))]
+    patterns = ("launch/*.sh", "launch/*.sbatch", "launch/env/*.sh", "tools/*.sh")
+    scripts = [ROOT / ".ci/run", *(script for pattern in patterns for script in sorted(ROOT.glob(pattern)))]
     shellcheck = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([shellcheck, "-x", *scripts], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
 
 
 def test_scripts_that_are_started_can_be():
-    for name in (".ci/run", "launch/local.sh", "tools/test.sh", "tools/lock.sh"):
+    launchers = [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")]
+    for name in (".ci/run", "tools/test.sh", "tools/lock.sh", *launchers):
         assert os.access(ROOT / name, os.X_OK), name
 
 

@@ -1,0 +1,288 @@
+"""launch/: rendered from one place, clean, and what each script would start is what the launchers understand."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crate_graph.cluster.launch.networks import NETWORKS
+from crate_graph.cluster.launch.render import SCRIPTS, render_all, write_all
+from crate_graph.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SETTINGS = ("SLURM_", "MASTER_", "NODE", "PROCS_", "RUN", "NETWORK", "PYTHON", "SSH_", "INTERFACE", "NCCL_", "GLOO_")
+
+
+def run(script, *words, cwd=None, **settings):
+    """One of the scripts, in an environment without settings but these."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)}
+    command = [str(LAUNCH / script), *map(str, words)]
+    return subprocess.run(
+        command, cwd=cwd, env={**environment, **settings}, capture_output=True, text=True, timeout=120
+    )
+
+
+def printed(script, *words, **settings):
+    done = run(script, "--print", *words, **settings)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def refused(done, *words):
+    """Exit code 2 and one line with all the words."""
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.splitlines()
+    for word in words:
+        assert str(word) in line
+
+
+def test_files_are_as_rendered():
+    rendered = render_all()
+    for file, text in rendered.items():
+        assert (LAUNCH / file).read_text() == text, f"{file}: run tools/render_launch.py"
+    own = {"local.sh", "README.md"}
+    assert {str(path.relative_to(LAUNCH)) for path in LAUNCH.rglob("*") if path.is_file()} == {*rendered, *own}
+
+
+def test_writing_renders_what_changed_only(tmp_path):
+    assert len(write_all(tmp_path)) == len(render_all())
+    (tmp_path / "env" / "tcp.sh").write_text("changed")
+    assert write_all(tmp_path) == [tmp_path / "env" / "tcp.sh"]
+    assert all(os.access(tmp_path / name, os.X_OK) for name in SCRIPTS)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_all(tmp_path / "torchrun.sh")
+
+
+def test_all_is_clean(tmp_path):
+    """The scripts inside of the manifests too."""
+    files = [path for path in LAUNCH.rglob("*") if path.suffix in (".sh", ".sbatch")]
+    for pod in pods():
+        script = tmp_path / f"{len(files)}.sh"
+        script.write_text(f"#!/bin/bash\n{pod['containers'][0]['args'][0]}")
+        files.append(script)
+    assert len(files) == len(SCRIPTS) + len(NETWORKS) + 1 + 3
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([shellcheck, "-x", *files], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_words_the_usage_is_shown(script):
+    done = run(script)
+    assert done.returncode == 2
+    assert f"launch/{script}" in done.stderr and "#SBATCH" not in done.stderr and "set -euo" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh", "deepspeed_hostfile.sh"])
+def test_a_python_without_the_package_is_one_line(script, tmp_path):
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    words = [tmp_path / "hosts"] if script == "deepspeed_hostfile.sh" else []
+    refused(run(script, *words, "train", "quickstart", PYTHON="/bin/false"), "/bin/false has no crate-graph")
+
+
+def test_torchrun_understands_what_is_printed():
+    from torch.distributed.run import get_args_parser
+
+    (one,) = printed("torchrun.sh", "train", "quickstart", "name=a b", PROCS_PER_NODE="2")
+    args = get_args_parser().parse_args(one[3:])
+    assert (args.nnodes, args.nproc_per_node, args.standalone, args.max_restarts) == ("1", "2", True, 0)
+    assert [args.training_script, *args.training_script_args] == ["crate_graph", "train", "quickstart", "name=a b"]
+
+    (many,) = printed("torchrun.sh", "train", "x", NODES="2:4", MASTER_ADDR="node1", RUN_ID="7-1", MAX_RESTARTS="3")
+    args = get_args_parser().parse_args(many[3:])
+    assert (args.nnodes, args.rdzv_backend, args.rdzv_endpoint) == ("2:4", "c10d", "node1:29500")
+    assert (args.rdzv_id, args.max_restarts, args.signals_to_handle) == ("7-1", 3, "SIGINT")
+
+
+def test_accelerate_understands_what_is_printed():
+    from accelerate.commands.launch import launch_command_parser
+
+    settings = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node1", "PROCS_PER_NODE": "4"}
+    (words,) = printed("accelerate.sh", "train", "quickstart", **settings)
+    args = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
+    assert (args.num_machines, args.num_processes, args.machine_rank, args.main_process_ip) == (2, 8, 1, "node1")
+    assert args.multi_gpu and args.module and args.training_script_args == ["train", "quickstart"]
+    assert yaml.safe_load(Path(args.config_file).read_text())["mixed_precision"] == "no"
+
+
+def test_deepspeed_understands_what_is_printed(tmp_path):
+    from deepspeed.launcher.runner import fetch_hostfile, parse_args
+
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# ours\nnode1 slots=4\nnode2 slots=4\n")
+    (words,) = printed("deepspeed_hostfile.sh", hosts, "train", "quickstart", MASTER_ADDR="10.0.0.1")
+    args = parse_args(words[3:])
+    assert fetch_hostfile(args.hostfile) == {"node1": 4, "node2": 4}
+    assert (args.master_addr, args.force_multi, args.no_local_rank, args.module) == ("10.0.0.1", True, True, True)
+    assert [args.user_script, *args.user_args] == ["crate_graph", "train", "quickstart"]
+
+
+def test_slurm_prints_the_step_of_the_job():
+    (words,) = printed("slurm.sbatch", "train", "quickstart")
+    assert words[:3] == ["srun", "--nodes=2", "--ntasks=2"]
+    assert words[-3:] == ["crate_graph", "train", "quickstart"]
+
+
+def test_a_sweep_prints_a_step_for_each_line(tmp_path):
+    sweep = tmp_path / "rates.txt"
+    sweep.write_text("# rates\noptimizer.lr=1e-3 name='a b'\n\n  optimizer.lr=2e-3\n")
+    first, second = printed("slurm_array.sbatch", sweep, "train", "quickstart", "seed=3")
+    assert first[-6:] == ["quickstart", "seed=3", "optimizer.lr=1e-3", "name=a b", "--run-dir", "runs/rates/0"]
+    assert second[-4:] == ["seed=3", "optimizer.lr=2e-3", "--run-dir", "runs/rates/1"]
+    settings = {"PYTHON": sys.executable, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_ARRAY_TASK_ID": "2"}
+    done = run("slurm_array.sbatch", sweep, "train", "quickstart", cwd=tmp_path, **settings)
+    refused(done, "rates.txt: has no line for task 2, the last is 1")
+
+
+@pytest.mark.parametrize(
+    "script, words, settings, said",
+    [
+        ("torchrun.sh", ["train", "x"], {"NODES": "2"}, "MASTER_ADDR"),
+        ("torchrun.sh", ["train", "x"], {"NETWORK": "token-ring"}, "one of infiniband, efa, tcp, gloo"),
+        ("accelerate.sh", ["train", "x"], {"NODES": "2", "MASTER_ADDR": "a"}, "NODE_RANK"),
+        ("slurm.sbatch", ["train", "x"], {}, "sbatch launch/slurm.sbatch"),
+        ("slurm_array.sbatch", ["sweep.txt", "train", "x"], {}, "sbatch --array=0-N"),
+        ("deepspeed_hostfile.sh", ["/nowhere/hosts", "train", "x"], {}, "/nowhere/hosts: no such file"),
+        ("deepspeed_hostfile.sh", ["/dev/null", "train", "x"], {}, "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(script, words, settings, said):
+    refused(run(script, *words, PYTHON=sys.executable, **settings), said)
+
+
+@pytest.mark.skipif(not (shutil.which("ssh") and shutil.which("pdsh")), reason="ssh and pdsh are not installed")
+def test_an_unknown_host_is_named(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("nowhere.invalid slots=1\n")
+    refused(run("deepspeed_hostfile.sh", hosts, "train", "x", PYTHON=sys.executable), hosts, "host nowhere.invalid")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_sets_what_is_not_set(network):
+    source = f"source {LAUNCH}/env/{network}.sh; env"
+    for settings in ({"INTERFACE": "eth7"}, {"INTERFACE": "eth7", "GLOO_SOCKET_IFNAME": "ib0"}):
+        environment = {"PATH": os.environ["PATH"], **settings}
+        done = subprocess.run(["bash", "-euc", source], env=environment, capture_output=True, text=True, timeout=60)
+        seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        assert seen["GLOO_SOCKET_IFNAME"] == settings.get("GLOO_SOCKET_IFNAME", "eth7")
+        assert {variable.name for variable in NETWORKS[network].variables} <= set(seen)
+
+
+def manifests():
+    return [each for file in sorted(LAUNCH.glob("kubernetes/*.yaml")) for each in yaml.safe_load_all(file.read_text())]
+
+
+def pods():
+    """Pod specifications of the manifests."""
+    _, job, pytorchjob = manifests()
+    replicas = pytorchjob["spec"]["pytorchReplicaSpecs"].values()
+    return [job["spec"]["template"]["spec"], *(each["template"]["spec"] for each in replicas)]
+
+
+def test_manifests_of_kubernetes_are_valid():
+    import kubernetes_validate
+
+    service, job, pytorchjob = manifests()
+    kubernetes_validate.validate(service, "1.31", strict=True)
+    kubernetes_validate.validate(job, "1.31", strict=True)
+    for replicas in pytorchjob["spec"]["pytorchReplicaSpecs"].values():
+        template = {**replicas["template"], "spec": {**replicas["template"]["spec"], "restartPolicy": "Never"}}
+        inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"template": template}}
+        kubernetes_validate.validate(inner, "1.31", strict=True)
+    job["spec"]["completionsMode"] = "Indexed"
+    with pytest.raises(kubernetes_validate.ValidationError, match="completionsMode"):
+        kubernetes_validate.validate(job, "1.31", strict=True)
+
+
+def test_the_pytorchjob_is_what_kubeflow_knows():
+    """Its model drops what it does not know, so what comes back must be what went in."""
+    import json
+    from types import SimpleNamespace
+
+    from kubeflow.training.api_client import ApiClient
+
+    (job,) = [each for each in manifests() if each["kind"] == "PyTorchJob"]
+
+    def read(manifest):
+        client = ApiClient()
+        model = client.deserialize(SimpleNamespace(data=json.dumps(manifest)), "KubeflowOrgV1PyTorchJob")
+        return client.sanitize_for_serialization(model)
+
+    assert read(job) == job
+    job["spec"]["runPolicy"]["backoffLimits"] = 3
+    assert read(job) != job
+
+
+def test_pods_fit_their_job():
+    """Names that one part of a manifest takes from another."""
+    service, job, pytorchjob = manifests()
+    pod = job["spec"]["template"]["spec"]
+    name = job["metadata"]["name"]
+    assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {"job-name": name}
+    assert (
+        f"host={name}-0.{pod['subdomain']} port={service['spec']['ports'][0]['port']}"
+        in pod["containers"][0]["args"][0]
+    )
+    assert {pod["containers"][0]["name"]} == {
+        rule["onExitCodes"]["containerName"]
+        for rule in job["spec"]["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    }
+    for replicas in pytorchjob["spec"]["pytorchReplicaSpecs"].values():
+        assert replicas["template"]["spec"]["containers"][0]["name"] == "pytorch"  # the operator looks for it
+
+
+# Plays torchrun: what the run says stands in SAYS, and CODE is what torchrun makes of it.
+FAKE_PYTHON = """#!/bin/bash
+[[ $1 == -c ]] && exit 0
+for line in $SAYS; do echo "${line/_/ }" >> "$CRATE_GRAPH_JOURNAL"; done
+if [[ -n ${WAIT:-} ]]; then
+  trap 'exit 1' INT
+  for _ in {1..600}; do sleep 0.1; done
+fi
+exit "$CODE"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    path = tmp_path / "python"
+    path.write_text(FAKE_PYTHON)
+    path.chmod(0o755)
+    return {"PYTHON": str(path)}
+
+
+@pytest.mark.parametrize(
+    "says, code, expected",
+    [
+        ("start_0 finished", 0, 0),
+        ("start_0 stopped", 0, 0),
+        ("start_0 preempted", 0, 75),
+        ("start_0 mistake", 1, 2),
+        ("start_0 failed", 1, 1),
+        ("start_0", 1, 1),
+        ("", 0, 0),
+        ("", 1, 1),
+    ],
+)
+@pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh"])
+def test_the_exit_code_says_what_torchrun_does_not(script, fake, says, code, expected):
+    assert run(script, "train", "x", SAYS=says, CODE=str(code), **fake).returncode == expected
+
+
+def test_a_signal_before_the_run_starts(fake):
+    """Nothing is trained yet: it ends at once, and is to be started again."""
+    environment = {**os.environ, **fake, "SAYS": "", "CODE": "0", "WAIT": "1"}
+    process = subprocess.Popen([LAUNCH / "torchrun.sh", "train", "x"], env=environment)
+    time.sleep(1)
+    while process.poll() is None:
+        process.terminate()
+        time.sleep(0.5)
+    assert process.returncode == 75
