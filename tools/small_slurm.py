@@ -49,8 +49,10 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 ReturnToService=2
-SlurmdTimeout=20
-KillWait=20
+SlurmdTimeout=30
+KillWait=15
+MessageTimeout=60
+MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}

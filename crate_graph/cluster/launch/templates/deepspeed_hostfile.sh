@@ -33,8 +33,10 @@ address=${MASTER_ADDR:-}
 if [[ -z $print_only ]]; then
   type -P pdsh >/dev/null || fail "pdsh is not installed (apt-get install pdsh); the launcher of DeepSpeed needs it"
   for host in "${hosts[@]}"; do
-    said=$(ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1) ||
-      fail "$hostfile: host $host cannot be reached by ssh (${said##*$'\n'}); mend the line, or try: ssh $host hostname"
+    if ! said=$(ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1); then
+      said=$(tr -d '\r' <<<"$said" | tail -n 1)
+      fail "$hostfile: host $host cannot be reached by ssh ($said); mend the line, or try: ssh $host hostname"
+    fi
     address=${address:-${said%% *}}
   done
 fi
