@@ -1,4 +1,5 @@
-# The journal outlives the job's restarts: lives of the job, and what the run said in each (crate_graph/cluster/journal.py).
+# The journal outlives the job's restarts. It holds the lives of the job, and what the run said in each of them
+# (crate_graph/cluster/journal.py).
 journal=$PWD/slurm-$label.journal
 export {{ journal_variable }}=$journal
 [[ -n ${SLURM_RESTART_COUNT:-} ]] || : >"$journal"

@@ -1,7 +1,7 @@
 # The first node by its name, or where that does not resolve by the address that Slurm knows.
 rendezvous_host() {
   local first
-  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # reads to the end
   if getent hosts "$first" >/dev/null; then
     echo "$first"
   else
