@@ -169,7 +169,7 @@ def _say_what_next(run_dir: str, recipe: Recipe) -> None:
     here, name = Path(sys.executable).parent, Path(run_dir).name
     commands = [["crate-graph", "evaluate", run_dir, "--data", recipe.data.dataset]]
     if recipe.task.kind == "restoration":
-        trial = ["photo.png", *words_to_try(recipe.data.degradation), "--compare", "--output", "restored"]
+        trial = ["YOUR_PHOTO.png", *words_to_try(recipe.data.degradation), "--compare", "--output", "restored"]
         commands += [["crate-graph", "restore", run_dir, *trial]]
         commands += [["crate-graph", "export", run_dir, "--format", "safetensors", "--output", f"{name}.safetensors"]]
     else:
@@ -289,7 +289,7 @@ def _as_text(result: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if value == {}:
-        return "none yet"
+        return "not measured"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
     if isinstance(value, list):

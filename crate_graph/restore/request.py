@@ -91,7 +91,7 @@ def check_request(request: Request, restorer: Restorer, name: str) -> None:
     """Raise UserError for what the network was not trained for. `name` is what the user called it."""
     trained, aware = restorer.degradation, getattr(restorer.model, "noise_aware", False)
     if request.sigma is not None and not aware:
-        raise UserError(f"{name}: takes no noise level; leave --sigma {request.sigma:g} out")
+        raise UserError(f"{name}: takes no noise level; leave --sigma {request.sigma:g} out (--noise adds some)")
     if request.kind == trained.kind:
         if request.kind == "none" and aware and request.told_sigma() == 0:
             raise UserError(

@@ -77,7 +77,7 @@ def restore(
     tiles = [_tile_of(one, tile) for one in checked]
     calls = sum(_calls(one, side) for one, side in zip(checked, tiles, strict=True))
     shown = name if name in list_weights() else restorer.recipe  # in captions
-    ticks = progress(range(calls), calls, "restoring")
+    ticks = progress(range(calls), calls, "tiles restored")
     results = []
     try:
         for one, side, files in zip(checked, tiles, outputs, strict=True):

@@ -75,6 +75,8 @@ class Loop:
         self._read(self.late.drain())
         if self._saved_at != self.step:
             self._save_now()
+        if self.stopped and not self.saver.writer.failed:
+            self.display.say(f"stopped as asked at step {self.step} of {self.last_step}; the same command goes on")
 
     def _train(self, batch: Batch, data_wait: float) -> None:
         save, stop = self.requests.poll()

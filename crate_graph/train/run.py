@@ -88,7 +88,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
             folder.worth_keeping = loop.step > 0 or loop.damaged > 0
         with loop.watchdog.patient(), agree(ranks):
             loop.saver.writer.wait()
-        summary = _summarize(recipe, folder, loop, first, started, ranks)
+        summary = _summarize(recipe, folder, loop, started, ranks)
         if ranks.is_main:
             write_json(folder.summary, summary)
         note(_outcome(loop, ranks))
@@ -159,6 +159,8 @@ def _set_up(
     )
     if (slow := slow_precision(recipe.precision, ranks.device)) is not None:
         display.say(slow)
+    if recipe.model.init_from is not None and resume_from is None:
+        display.say(f"starting from the weights of {recipe.model.init_from}")
     if resume_from is not None:
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main, deadline)
@@ -301,9 +303,7 @@ def _clock(recipe: Recipe, flops: int, ranks: Ranks) -> StepClock:
     )
 
 
-def _summarize(
-    recipe: Recipe, folder: RunFolder, loop: Loop, first: int, started: float, ranks: Ranks
-) -> dict[str, Any]:
+def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ranks: Ranks) -> dict[str, Any]:
     newest = loop.saver.store.newest() if ranks.is_main else None
     return {
         "recipe": recipe.name,
@@ -313,8 +313,8 @@ def _summarize(
         "epochs": loop.step / loop.steps_per_epoch,
         "metrics": loop.metrics,
         "parameters": loop.saver.parameters,
-        "images_trained": (loop.step - first) * recipe.batch.global_batch,
-        "seconds": round(time.time() - started, 1),
+        "images_trained": loop.step * recipe.batch.global_batch,
+        "seconds": round(time.time() - started, 1),  # since this process began, which may have gone on from a step
         "skipped_steps": loop.guard.skipped,
         "rollbacks": loop.guard.rollbacks,
         "damaged_samples": loop.damaged,

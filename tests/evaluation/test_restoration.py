@@ -138,6 +138,7 @@ def test_training_on_from_shipped_weights(restoration):
     fresh = restoration.trained("fresh", *words)
     tuned = restoration.trained("shipped", *words, "model.init_from=ugtv_fast_demosaicking")
     assert tuned.losses[1] < 0.75 * fresh.losses[1]
+    assert "starting from the weights of ugtv_fast_demosaicking" in tuned.err
 
 
 def test_patches_larger_than_the_pictures_leave_no_run(restoration):

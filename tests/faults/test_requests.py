@@ -39,6 +39,7 @@ def journal(tmp_path, monkeypatch):
 def assert_stopped_whole(run):
     assert run.code == 0, run.err
     assert run.summary["finished"] is False
+    assert f"stopped as asked at step {run.summary['step']} of" in run.err
     newest = max((run.run_dir / "checkpoints").iterdir())
     assert run.summary["step"] == int(newest.name[5:]) < 600
     assert json.loads((newest / "state.json").read_text())["step"] == run.summary["step"]

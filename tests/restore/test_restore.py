@@ -179,7 +179,7 @@ def test_large_pictures_are_cut_unless_told_otherwise(restore, restorers, photo,
     words = (restorers["bayer"], large, "--degrade", "bayer:RGGB", "--output", tmp_path / "out", "--force")
     monkeypatch.setattr(data_progress, "INTERVAL", -1.0)
     code, _, err = restore(*words)
-    assert code == 0 and err.splitlines() == [f"restoring: {n + 1} of {len(sizes)}" for n in range(len(sizes))]
+    assert code == 0 and err.splitlines() == [f"tiles restored: {n + 1} of {len(sizes)}" for n in range(len(sizes))]
     assert len(sizes) > 1 and max(max(shape[-2:]) for shape in sizes) <= 128
     sizes.clear()
     assert restore(*words, "--tile", "0")[0] == 0
