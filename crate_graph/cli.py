@@ -9,6 +9,7 @@ import argparse
 import errno
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,12 +20,22 @@ from crate_graph.config.schema import Recipe
 from crate_graph.errors import RunFailed, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
     """The command `crate-graph`: `main`, and the end of the process with its exit code."""
-    code = main(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    try:
+        try:
+            code = main(argv)
+        except SystemExit as end:  # of argparse
+            code = end.code
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
     if _on_rank():
         from crate_graph.cluster.groups import end_process
 
@@ -55,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"crate-graph: error: {where}: {error.strerror}; make room and start the same command again",
             file=sys.stderr,
         )
+        return _ended("mistake", 2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("crate-graph: error: a path begins with ~ and no user of that name; write it out", file=sys.stderr)
         return _ended("mistake", 2)
     except KeyboardInterrupt:
         print("crate-graph: interrupted", file=sys.stderr)

@@ -112,7 +112,7 @@ class Data(Section):
     train_transform: TrainTransform = TrainTransform()
     eval_transform: EvalTransform = EvalTransform()
     degradation: Degradation | None = None  # only for restoration, like the next two
-    patch: Annotated[int, Field(ge=5)] = 64  # side of the square that is cut from a training picture
+    patch: Annotated[int, Field(ge=5, le=4096)] = 64  # side of the square that is cut from a training picture
     color: Literal["rgb", "y"] = "rgb"  # y: luma, BT.601 in studio range
 
 

@@ -13,6 +13,8 @@ from crate_graph.data.make import index_shards, make_shards
 from crate_graph.data.verify import verify_shards
 from crate_graph.errors import UserError
 
+LARGEST = 10**9  # of any number of the command line
+
 MAKE = """\
 Write a split of a data set as shards: plain tars with an index each, and a dataset.yaml.
 
@@ -111,9 +113,12 @@ def _add_make(make: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if not 1 <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {LARGEST}")
     return number
 
 

@@ -89,6 +89,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _reason(error: Exception, data: bytes) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; cut it into parts"
     if not isinstance(error, Image.UnidentifiedImageError):
         return str(error)
     if data[:4] in (b"II*\0", b"MM\0*"):

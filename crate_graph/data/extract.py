@@ -27,7 +27,14 @@ def extract_samples(dataset: Dataset, split: str, output: str | Path, count: int
         for n, key in enumerate(index.keys)
     )
     chosen = list(islice(samples, count))
+    names: set[str] = set()
     for path, *_ in chosen:
+        if path.name in names:
+            raise UserError(
+                f"{dataset.file}: two samples of the split {split} would both be written to {path}, since / in a key "
+                f"becomes _; make the shards of pictures with other names"
+            )
+        names.add(path.name)
         if path.exists():
             raise UserError(f"{path}: exists already; choose another folder for --output")
     is_new = not output.exists()

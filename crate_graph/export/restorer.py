@@ -85,7 +85,7 @@ def rebuild(described: str, weights: dict[str, Tensor], where: Path) -> Restorer
             raise ValueError("it or the weights were changed after they were written")
         model = create_model(fields["architecture"], **fields["model_args"])
         restorer = Restorer(model=model, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: does not describe a restoration network ({reason}); {remedy}") from None
     model.load_state_dict(weights)

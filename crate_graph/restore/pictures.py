@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import imagecodecs
@@ -28,6 +29,7 @@ from crate_graph.export.staging import staged
 FORMATS = {"PNG": ".png", "TIFF": ".tif", "JPEG": ".jpg"}
 ORIENTATION = 274  # the EXIF and TIFF tag
 JPEG_QUALITY = 95
+MOST_PAGES = 64  # of a TIFF: the picture, smaller copies of it, masks
 MOST_VALUES = 2**31  # of one picture; a damaged header may claim any number
 _COLOUR_SPACE = {1: b"GRAY", 3: b"RGB "}  # bytes 16..20 of an ICC profile
 _MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
@@ -66,6 +68,8 @@ def read_picture(path: Path) -> Picture:
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder; name the pictures in it, for instance {path}/*.png")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file but a pipe or a device; name a picture file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -80,7 +84,8 @@ def read_picture(path: Path) -> Picture:
     except Unusable as error:
         raise UserError(f"{path}: {error}") from None
     except _DECODER_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        unknown = isinstance(error, Image.UnidentifiedImageError)  # its text holds an address in memory
+        reason = "nothing after its first bytes" if unknown else " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: damaged ({reason}); use another copy of the picture") from None
     return picture
 
@@ -177,12 +182,28 @@ def _read_jpeg(data: bytes) -> Picture:
 
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large pictures are welcome
-        return Image.open(io.BytesIO(data))
+        warnings.simplefilter("ignore")  # on large pictures, which are welcome, and damaged EXIF
+        with _any_size():
+            image = Image.open(io.BytesIO(data))
+        if math.prod(image.size) > MOST_VALUES:
+            raise Unusable(f"says that it is {image.width} x {image.height}, which is more than fits into memory")
+        return image
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow takes a picture of more than 179 megapixels for an attack; we have a bound of our own."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _orientation(image: Image.Image) -> int:
-    number = image.getexif().get(ORIENTATION, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        number = image.getexif().get(ORIENTATION, 1)
     return number if number in range(1, 9) else 1
 
 
@@ -200,7 +221,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _read_tiff(data: bytes) -> Picture:
     with _quiet(), tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = [page.aspage() for page in file.pages]
+        pages = [page.aspage() for page in islice(file.pages, MOST_PAGES + 1)]
+        if len(pages) > MOST_PAGES:
+            raise Unusable(f"holds more than {MOST_PAGES} pictures, or its list of them goes in a circle; save one")
         pages = [page for page in pages if not (page.is_reduced or page.is_mask)]
         if len(pages) != 1:
             raise Unusable(f"holds {len(pages)} pictures; save one of them")

@@ -119,6 +119,11 @@ def _set_up(
         stack.callback(eval_loader.close)
         flops = check_model(recipe, dataset)
         model = build_model(recipe, dataset, init=resume_from is None)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise UserError(
+                f"model.name={recipe.model.name}: has no weights to learn; judge it as it is with: crate-graph "
+                f"evaluate {recipe.model.name} --data {recipe.data.dataset}"
+            )
 
     model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(

@@ -8,6 +8,7 @@ from PIL import Image
 from crate_graph.cli import main
 from crate_graph.data import open_dataset
 from crate_graph.data.extract import extract_samples
+from crate_graph.data.make import make_shards
 from crate_graph.data.photographs import FolderPictures, SplitPictures
 from crate_graph.errors import UserError
 
@@ -47,4 +48,15 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and "File too large); make room there" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_keys_that_would_become_one_file(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "a").mkdir(parents=True)
+    for name in ("a/b.png", "a_b.png"):
+        Image.new("RGB", (20, 20)).save(photos / name)
+    made = make_shards(photos, tmp_path / "shards", split="test", unlabelled=True)
+    with pytest.raises(UserError, match="a_b.png, since / in a key becomes _"):
+        extract_samples(open_dataset(str(made.file.parent)), "test", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -141,6 +141,13 @@ def test_training_on_from_shipped_weights(restoration):
     assert "starting from the weights of ugtv_fast_demosaicking" in tuned.err
 
 
+def test_a_network_without_weights_is_not_trained(tmp_path, capsys):
+    words = ("model.name=igtv", "--run-dir", str(tmp_path / "run"))
+    assert main(["train", "restoration_quickstart", *words]) == 2
+    assert "crate-graph evaluate igtv --data photo_crops" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_patches_larger_than_the_pictures_leave_no_run(restoration):
     run = restoration.train("too_large", "data.patch=512")
     assert run.code == 2 and "smaller than a patch" in run.err.replace("data.patch=512", "a patch"), run.err

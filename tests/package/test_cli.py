@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from crate_graph.cli import main
 from crate_graph.errors import RunFailed, UserError
@@ -199,6 +200,27 @@ def test_one_of_several_processes_ends_with_the_code_too():
     command = [sys.executable, "-m", "crate_graph", "train", "quikstart"]
     done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.startswith("crate-graph: error: rank 1: ")
+
+
+def test_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} -m crate_graph restore --list | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 141) and done.stderr == ""  # 0: what was printed fitted into the pipe
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path):
+    photo = os.fsencode(tmp_path) + b"/\xff.png"
+    Image.new("RGB", (32, 32)).save(photo := os.fsdecode(photo))
+    command = [sys.executable, "-m", "crate_graph", "restore", "ugtv_fast_demosaicking", photo]
+    command += ["--degrade", "bayer:RGGB", "--output", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "\\udcff.png" in done.stdout, done.stderr
+
+
+def test_a_home_of_nobody(capsys):
+    assert main(["restore", "~nobody-of-that-name/x", "photo.png", "--output", "out"]) == 2
+    assert "write it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["checkpoint", "list", "nowhere"], ["checkpoint", "verify", "nowhere"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from pathlib import Path
@@ -258,3 +259,30 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_picture(path, pixels(3), format="PNG", bits=8)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"] and path.read_bytes() == b"precious"
+
+
+def test_a_list_of_pictures_that_goes_in_a_circle_is_refused(tmp_path):
+    """The directory of the last picture names itself as the next one."""
+    path = tmp_path / "circle.tif"
+    tifffile.imwrite(path, np.zeros((9, 9), np.uint8), metadata=None)
+    data = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, first)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="goes in a circle"):
+        read_picture(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="no file but a pipe"):
+        read_picture(tmp_path / "pipe.png")
+
+
+def test_pictures_larger_than_pillow_likes_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("L", (40, 50), 7).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_picture(path).pixels.shape == (50, 40, 1)
+    assert Image.MAX_IMAGE_PIXELS == 100
