@@ -19,7 +19,8 @@ PACKAGES
   fi
   printf 'Installing %s for the tests.\n' "${wanted[*]}" >&2
   export DEBIAN_FRONTEND=noninteractive
-  if ! { apt-get update && apt-get install -y --no-install-recommends "${wanted[@]}"; } >/dev/null 2>&1; then
+  local get=(timeout 300 apt-get -o Acquire::Retries=1 -o Acquire::http::Timeout=20)
+  if ! { "${get[@]}" update && "${get[@]}" install -y --no-install-recommends "${wanted[@]}"; } >/dev/null 2>&1; then
     printf 'apt-get could not install them, so that some tests are skipped.\n' >&2
   fi
 }
