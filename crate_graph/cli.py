@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from crate_graph.config.schema import Recipe
 from crate_graph.errors import RunFailed, UserError
+from crate_graph.redaction import redact
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
@@ -53,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _ended("mistake", 2)
         raise
     except UserError as error:
-        print(f"crate-graph: error: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"crate-graph: error: {_on_rank()}{redact(' '.join(str(error).split()))}", file=sys.stderr)
         return _ended("mistake", 2)
     except RunFailed as error:
-        print(f"crate-graph: failed: {_on_rank()}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"crate-graph: failed: {_on_rank()}{redact(' '.join(str(error).split()))}", file=sys.stderr)
         return _ended("failed", 1)
     except OSError as error:
         if error.errno not in FULL_DISK:
@@ -183,7 +184,7 @@ def _say_what_next(run_dir: str, recipe: Recipe) -> None:
     if discover().rank != 0:
         return
     here, name = Path(sys.executable).parent, Path(run_dir).name
-    commands = [["crate-graph", "evaluate", run_dir, "--data", recipe.data.dataset]]
+    commands = [["crate-graph", "evaluate", run_dir, "--data", redact(recipe.data.dataset)]]
     if recipe.task.kind == "restoration":
         trial = ["YOUR_PHOTO.png", *words_to_try(recipe.data.degradation), "--compare", "--output", "restored"]
         commands += [["crate-graph", "restore", run_dir, *trial]]
@@ -217,7 +218,8 @@ def _add_evaluate(verbs) -> None:
         "--data",
         required=True,
         metavar="DATASET",
-        help="a shipped name, a folder with dataset.yaml, or for restoration any folder of pictures",
+        help="a shipped name, a folder or an address (https://, s3://, hf://, pipe:) with dataset.yaml, or for "
+        "restoration any folder of pictures",
     )
     evaluate.add_argument(
         "--tile", type=int, metavar="N", help="restore pictures that do not fit in memory in tiles of N x N pixels"

@@ -68,17 +68,18 @@ def from_main(ranks: Ranks, value: T) -> T:
 
 @contextmanager
 def agree(ranks: Ranks) -> Iterator[None]:
-    """Where one process meets a user's mistake in the block, all raise it, so that none waits for one that is gone.
+    """Where one process meets a user's mistake or a failure in the block, all raise it, so that none waits for one that
+    is gone.
 
     The block itself must not communicate.
     """
-    mistake: UserError | None = None
+    mistake: UserError | RunFailed | None = None
     try:
         yield
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         mistake = error
     if ranks.world > 1:
-        mistakes: list[UserError | None] = [None] * ranks.world
+        mistakes: list[UserError | RunFailed | None] = [None] * ranks.world
         dist.all_gather_object(mistakes, mistake)
         mistake = mistake or next((m for m in mistakes if m is not None), None)
     if mistake is not None:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from crate_graph.config.schema import Recipe
+from crate_graph.redaction import redact
 
 
 def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
@@ -80,6 +81,6 @@ def _describe(problem: dict) -> str:
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         problem["msg"] = "Input should be a mapping of keys to values"
-    value = repr(problem["input"])
+    value = redact(repr(problem["input"]))
     value = value if len(value) <= 60 else value[:57] + "..."
     return f"{key}={value} is not allowed: {problem['msg'].replace('Input should', 'it should')}"

@@ -18,6 +18,7 @@ from crate_graph.config import dialect
 from crate_graph.config.explain import explain, is_recipe_key, unknown_key
 from crate_graph.config.schema import Recipe
 from crate_graph.errors import UserError
+from crate_graph.redaction import redact_all
 from crate_graph.shipped import shipped_folder
 
 COMMAND_LINE = "command line"
@@ -39,8 +40,8 @@ def make_recipe(values: Mapping[str, Any], source: str, overrides: Sequence[str]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `load_recipe` of it gives an equal recipe."""
-    return dialect.write(recipe.model_dump())
+    """The resolved recipe as YAML, without credentials; `load_recipe` of it gives an equal recipe but for those."""
+    return dialect.write(redact_all(recipe.model_dump()))
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -97,11 +97,29 @@ class Degradation(Section):
         return (float(levels[0]), float(levels[1])) if pair else float(value)
 
 
+class Cache(Section):
+    """Copies of remote shards on this host, shared by all its processes."""
+
+    folder: str = "~/.cache/crate-graph"  # best on a disk of the host itself
+    gigabytes: Annotated[float, Field(gt=0.0)] = 100.0  # of 10^9 bytes; the least recently used go first
+
+
+class Remote(Section):
+    """How shards are fetched from an address (http(s)://, s3://, hf://, pipe:COMMAND)."""
+
+    timeout: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0  # seconds to wait for a connection, and for each read
+    retries: Annotated[int, Field(ge=0, le=100)] = 5  # further tries for one file
+    backoff: Annotated[float, Field(ge=0.0, le=60.0)] = 1.0  # seconds before the first of them; doubles, with jitter
+    read_ahead: Natural = 1  # shards that each slot has ready besides those in use; 0 fetches when a shard is needed
+    connections: Positive = 2  # files that each loader process fetches at once
+    s3_endpoint: str | None = None  # URL of an S3-compatible store; null: as boto3 is set up
+
+
 class Data(Section):
     """Where the shards are and how the planned stream deals them."""
 
-    dataset: str  # a shipped name, a folder that holds dataset.yaml, or the file itself
-    root: str | None = None  # folder of the shards; default: beside dataset.yaml
+    dataset: str  # a shipped name, a folder or an address that holds dataset.yaml, or the file itself
+    root: str | None = None  # folder or address of the shards; default: beside dataset.yaml
     train_split: str = "train"
     eval_split: str = "test"
     slots: Positive = 64  # virtual readers; fixes the sequence of global batches
@@ -111,6 +129,8 @@ class Data(Section):
     damaged_budget: Fraction = 0.001  # share of the training samples that may be damaged before the run stops
     train_transform: TrainTransform = TrainTransform()
     eval_transform: EvalTransform = EvalTransform()
+    cache: Cache = Cache()  # these two only for shards at an address
+    remote: Remote = Remote()
     degradation: Degradation | None = None  # only for restoration, like the next two
     patch: Annotated[int, Field(ge=5, le=4096)] = 64  # side of the square that is cut from a training picture
     color: Literal["rgb", "y"] = "rgb"  # y: luma, BT.601 in studio range

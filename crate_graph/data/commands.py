@@ -41,7 +41,8 @@ Check shards against their indexes, byte for byte; with --decode also every imag
 Exit code 0: sound. 2: something is wrong, and it says which shard and sample.
 
 example:
-  crate-graph shards verify fashion_mnist --decode"""
+  crate-graph shards verify fashion_mnist --decode
+  crate-graph shards verify https://example.org/shards/pets"""
 
 EXTRACT = """\
 Write the first samples of a split as ordinary image files, bytes unchanged.
@@ -65,14 +66,14 @@ def add_parser(subparsers: Any) -> None:
     index.add_argument("--json", action="store_true", help="print what was indexed as JSON")
     index.set_defaults(run=_index)
     verify = _command(commands, "verify", "check shards against their indexes", VERIFY)
-    verify.add_argument("target", metavar="DATASET|FOLDER|TAR")
-    verify.add_argument("--root", help="folder of the shards, where it is not the folder of dataset.yaml")
+    verify.add_argument("target", metavar="DATASET|FOLDER|TAR|ADDRESS")
+    verify.add_argument("--root", help="folder or address of the shards, where it is not that of dataset.yaml")
     verify.add_argument("--decode", action="store_true", help="decode every image and check every label of a data set")
     verify.add_argument("--json", action="store_true", help="print the findings as JSON")
     verify.set_defaults(run=_verify)
     extract = _command(commands, "extract", "write samples as image files", EXTRACT)
     extract.add_argument("dataset", metavar="DATASET")
-    extract.add_argument("--root", help="folder of the shards, where it is not the folder of dataset.yaml")
+    extract.add_argument("--root", help="folder or address of the shards, where it is not that of dataset.yaml")
     extract.add_argument("--split", default="test", help="name of the split (test)")
     extract.add_argument("--samples", type=_positive, metavar="N", help="how many, from the first on (all)")
     extract.add_argument("--output", required=True, metavar="FOLDER", help="folder of the image files")

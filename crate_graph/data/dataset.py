@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import difflib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
 from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from crate_graph.config.schema import Cache, Remote
 from crate_graph.data.index import Shard, read_shard, sha256_of_shards
+from crate_graph.data.progress import progress
+from crate_graph.data.remote.address import PIPE, is_remote
+from crate_graph.data.remote.cache import ShardCache
+from crate_graph.data.remote.fetch import MissingFile
+from crate_graph.data.remote.file import Location, RemoteFile
 from crate_graph.errors import UserError
 from crate_graph.shipped import shipped_folder
 
 DESCRIPTION = "dataset.yaml"
 MOST_CLASSES = 1_000_000
 MOST_SHARDS = 1_000_000  # names that one pattern may stand for
+INDEX_READERS = 16  # indexes asked for at once, where they are at an address
 
 
 class SplitDescription(BaseModel):
@@ -96,8 +105,8 @@ class Dataset:
     """A data set: its description, and the folder where its shards are."""
 
     description: Description
-    file: Path  # the dataset.yaml
-    root: Path  # the folder of the shards
+    file: Location  # the dataset.yaml
+    root: Location  # the folder of the shards
 
     @property
     def name(self) -> str:
@@ -144,7 +153,7 @@ class Dataset:
                 f"{self.root}: no shard {expected.shards} of {self.name} ({name}); set data.root to the folder that "
                 f"has them, or get the data: {' '.join(self.description.source.split())}"
             )
-        split = Split(name, tuple(read_shard(path) for path in paths))
+        split = Split(name, _read_shards(paths))
         found = {
             "samples": split.samples,
             "bytes": sum(shard.bytes for shard in split.shards),
@@ -161,35 +170,43 @@ class Dataset:
         return split
 
 
-def open_dataset(name_or_path: str | Path, root: str | Path | None = None) -> Dataset:
-    """Open a shipped data set by name, or any by its folder or its `dataset.yaml`. No shard is opened yet.
+def open_dataset(name_or_path: str | Path, root: str | Path | None = None, cache: ShardCache | None = None) -> Dataset:
+    """Open a shipped data set by name, or any by its folder, its address or its `dataset.yaml`. No shard is opened yet.
 
     Args:
-        name_or_path: for instance "fashion_mnist", or a folder that `crate-graph shards make` wrote.
-        root: folder of the shards, where it is not the folder of `dataset.yaml`.
+        name_or_path: for instance "fashion_mnist", a folder that `crate-graph shards make` wrote, or where it was
+            uploaded to: "https://host/shards".
+        root: folder or address of the shards, where it is not the folder of `dataset.yaml`.
+        cache: where files at an address are kept, and how they are fetched; by default as the recipe's defaults say.
 
     Raises:
         UserError: unknown name, or a `dataset.yaml` that does not fit the schema.
+        RunFailed: an address where the server or the network fails.
     """
-    file = _description_file(str(name_or_path))
+    cache = cache or ShardCache(Cache(), Remote())
+    file = _description_file(str(name_or_path), cache)
     description = read_description(file)
-    folder = Path(root).expanduser() if root is not None else file.parent
-    if "://" in str(root):
-        raise UserError(f"data.root={root}: shards are read from a local folder; fetch them first and name that folder")
+    if root is None:
+        folder = file.parent
+    else:
+        folder = RemoteFile(str(root), cache=cache) if is_remote(str(root)) else Path(root).expanduser()
     return Dataset(description, file, folder)
 
 
-def read_description(file: Path) -> Description:
+def read_description(file: Location) -> Description:
     """Read and check a `dataset.yaml`. Raises UserError naming the file and the field."""
     try:
-        return check_description(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+        text = file.read_bytes().decode()
+        return check_description(yaml.safe_load(text), file)
+    except MissingFile as error:
+        raise UserError(f"{error}; where only the shards are there, name it with data.root") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: the file is not UTF-8; save it as UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise UserError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
 
 
-def check_description(content: Any, file: Path) -> Description:
+def check_description(content: Any, file: Location) -> Description:
     """The content of `file` against the schema. Raises UserError naming the field."""
     try:
         return Description.model_validate(content)
@@ -203,11 +220,28 @@ def shipped_datasets() -> list[str]:
     return sorted(path.parent.name for path in shipped_folder("datasets").glob(f"*/{DESCRIPTION}"))
 
 
-def shard_paths(root: Path, pattern: str) -> list[Path]:
-    """The shards that a pattern names: `*` finds what is there, `{000000..000003}` says what must be there."""
+def shard_paths(root: Location, pattern: str) -> list[Location]:
+    """The shards that a pattern names: `*` finds what is there, `{000000..000003}` says what must be there.
+
+    Raises:
+        UserError: `*` at an address that cannot list its files.
+    """
+    if "*" in pattern and isinstance(root, RemoteFile):
+        return sorted(root.glob(pattern), key=lambda file: file.name.split("/"))  # the order of paths
     if "*" in pattern:
         return sorted(root.glob(pattern))
     return [root / name for name in _expand(pattern)]
+
+
+def _read_shards(paths: list[Location]) -> tuple[Shard, ...]:
+    """At an address many at a time: each is a question to a server."""
+    if not isinstance(paths[0], RemoteFile):
+        return tuple(read_shard(path) for path in paths)
+    pool = ThreadPoolExecutor(INDEX_READERS)
+    try:
+        return tuple(progress(pool.map(read_shard, paths), len(paths), "indexes read"))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -221,7 +255,11 @@ def _expand(pattern: str) -> list[str]:
     return names
 
 
-def _description_file(name_or_path: str) -> Path:
+def _description_file(name_or_path: str, cache: ShardCache) -> Location:
+    if is_remote(name_or_path):
+        if name_or_path.startswith(PIPE) or not urlsplit(name_or_path).path.endswith((".yaml", ".yml")):
+            return RemoteFile(name_or_path, DESCRIPTION, cache)
+        return RemoteFile.of(name_or_path, cache)
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path

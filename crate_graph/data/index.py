@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from crate_graph.data.remote.fetch import MissingFile
+from crate_graph.data.remote.file import Location, RemoteFile
 from crate_graph.errors import UserError
 
 FORMAT = "crate-graph-index/1"
@@ -31,14 +34,14 @@ LABEL_EXTENSION = "cls"  # the class number in ASCII digits
 class Shard:
     """One tar: what the first line of its index says."""
 
-    path: Path
+    path: Location
     samples: int
     bytes: int
     sha256: str
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.basename if isinstance(self.path, RemoteFile) else self.path.name
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ class Index:
         return next(e for e in IMAGE_EXTENSIONS if e in self.members and self.members[e]["offset"][position] >= 0)
 
 
-def index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".index.json")
+def index_path(shard: Location) -> Location:
+    name = shard.basename if isinstance(shard, RemoteFile) else shard.name
+    return shard.with_name(name + ".index.json")
 
 
 def build_index(path: Path) -> Index:
@@ -132,33 +136,40 @@ def write_index(index: Index) -> Path:
     return path
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Location, *, fresh: bool = True) -> Shard:
     """The first line of the index of the shard at `path`; neither the rest nor the shard is read.
+
+    `fresh`: at an address, the index as it is there now; else a copy in the cache will do.
 
     Raises:
         UserError: the shard or its index is missing, or the index is not ours or of another shard.
     """
-    path = Path(path)
-    size = _size(path)
+    remote = isinstance(path, RemoteFile)
+    path = path if remote else Path(path)
+    size = None if remote else _size(path)
     try:
-        with index_path(path).open(encoding="utf-8") as file:
-            head = json.loads(file.readline().rstrip().removesuffix(",") + "}")
+        if remote:
+            line = index_path(path).read_bytes(fresh=fresh).partition(b"\n")[0].decode()
+        else:
+            with index_path(path).open(encoding="utf-8") as file:
+                line = file.readline()
+        head = json.loads(line.rstrip().removesuffix(",") + "}")
         shard, name = Shard(path, head["samples"], head["bytes"], head["sha256"]), head["shard"]
         kinds = [type(value) for value in (shard.samples, shard.bytes, shard.sha256, name)]
         if head["format"] != FORMAT or kinds != [int, int, str, str] or not 0 < shard.samples <= shard.bytes // 1024:
             raise ValueError(head)  # a sample takes a header of 512 bytes for its image and one for its label
-    except FileNotFoundError:
-        raise UserError(f"{path}: the shard has no index; make it with: crate-graph shards index {path}") from None
+    except (FileNotFoundError, MissingFile):
+        raise UserError(f"{path}: the shard has no index; make it with: {_make(path)}") from None
     except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
-        raise UserError(
-            f"{index_path(path)}: not an index of format {FORMAT}; make it again: crate-graph shards index {path}"
-        ) from None
-    if name != path.name:
+        raise UserError(f"{index_path(path)}: not an index of format {FORMAT}; make it again: {_make(path)}") from None
+    if name != shard.name:
         raise UserError(
             f"{index_path(path)}: this is the index of another shard, {name}; put the shard's own index beside it, or "
-            f"make it again: crate-graph shards index {path}"
+            f"make it again: {_make(path)}"
         )
-    if size != shard.bytes:
+    if remote and not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+        raise UserError(f"{index_path(path)}: its sha256 is none; make it again: {_make(path)}")
+    if size is not None and size != shard.bytes:
         raise UserError(
             f"{path}: the shard has {size} bytes, but its index says {shard.bytes}; it was cut off or changed: "
             f"fetch it again, or if the change is meant: crate-graph shards index {path}"
@@ -166,18 +177,38 @@ def read_shard(path: Path) -> Shard:
     return shard
 
 
-def read_index(path: Path) -> Index:
-    """The whole index of the shard at `path`. Raises UserError as `read_shard` does."""
-    shard = read_shard(path)
+def read_index(path: Location, *, fresh: bool = True) -> Index:
+    """The whole index of the shard at `path`. `fresh` and what it raises: see `read_shard`."""
+    shard = read_shard(path, fresh=fresh)
+    file = index_path(path)
     try:
-        data = json.loads(index_path(path).read_text(encoding="utf-8"))
+        data = json.loads(file.read_bytes(fresh=False) if isinstance(file, RemoteFile) else file.read_text("utf-8"))
         index = Index(shard, data["keys"], data["members"])
         _check(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{index_path(path)}: the index is damaged; make it again: crate-graph shards index {path}"
-        ) from None
+        raise UserError(f"{file}: the index is damaged; make it again: {_make(path)}") from None
     return index
+
+
+def read_index_of(shard: Shard) -> Index:
+    """The index of a shard that was opened before; it must still be the same.
+
+    Raises:
+        UserError: as `read_shard`; also where shard and index have been replaced since.
+    """
+    index = read_index(shard.path, fresh=False)
+    if index.shard.sha256 != shard.sha256:
+        index = read_index(shard.path)  # the copy in the cache was another one
+    if index.shard.sha256 != shard.sha256:
+        raise UserError(f"{shard.path}: the shard was replaced while it was in use; start again to use the new one")
+    return index
+
+
+def _make(path: Location) -> str:
+    """The remedy where an index is missing or wrong."""
+    if isinstance(path, RemoteFile):
+        return f"crate-graph shards index {path.basename}, where that file is, and upload it beside the shard"
+    return f"crate-graph shards index {path}"
 
 
 def _check(index: Index) -> None:

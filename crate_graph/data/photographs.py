@@ -16,6 +16,8 @@ from crate_graph.data.decode import Damaged, decode_photograph
 from crate_graph.data.degrade import luma, observe, pack
 from crate_graph.data.index import IMAGE_EXTENSIONS, Shard
 from crate_graph.data.plan import PAD
+from crate_graph.data.remote.address import is_remote
+from crate_graph.data.remote.cache import ShardCache
 from crate_graph.data.stream import DamagedSample, SampleReader
 from crate_graph.errors import UserError
 
@@ -107,19 +109,25 @@ class FolderPictures:
         return not hidden and path.suffix[1:].lower() in IMAGE_EXTENSIONS and path.is_file()
 
 
-def open_pictures(source: str | Path, split: str, root: str | Path | None = None) -> Pictures:
+def open_pictures(
+    source: str | Path, split: str, root: str | Path | None = None, cache: ShardCache | None = None
+) -> Pictures:
     """The pictures of a data set's `split`, or of a folder that is no data set, whatever `split` says.
+
+    `root` and `cache`: see `open_dataset`.
 
     Raises:
         UserError: neither; what `open_dataset` and `Dataset.split` raise; a folder without a picture.
     """
     if is_folder_of_pictures(source):
         return FolderPictures(source)
-    return SplitPictures(open_dataset(source, root), split)
+    return SplitPictures(open_dataset(source, root, cache), split)
 
 
 def is_folder_of_pictures(source: str | Path) -> bool:
     """Whether it is a folder that is no data set, or one picture."""
+    if is_remote(str(source)):
+        return False
     path = Path(source).expanduser()
     is_dataset = (path / DESCRIPTION).is_file() or str(source) in shipped_datasets()
     return (path.is_dir() and not is_dataset) or (path.is_file() and path.suffix[1:].lower() in IMAGE_EXTENSIONS)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
 
 from crate_graph.data.dataset import Dataset, Split
 from crate_graph.data.decode import Damaged, decode_image, decode_label
-from crate_graph.data.index import Members, Shard, read_index
+from crate_graph.data.index import Members, Shard, read_index_of
+from crate_graph.data.remote.ahead import ShardHolder
+from crate_graph.data.remote.file import RemoteFile
 from crate_graph.errors import UserError
 
 OPEN_FILES = 64  # shards kept open at once by one reader
@@ -29,7 +32,8 @@ class DamagedSample(NamedTuple):
 class SampleReader:
     """Reads (image, label) of a split by sample number. Each process makes its own; it holds open files.
 
-    Indexes stay in memory once read, 32 bytes per sample.
+    Indexes stay in memory once read, 32 bytes per sample. Shards at an address are fetched when they are needed, or
+    before where `expect` says what comes.
     """
 
     def __init__(self, dataset: Dataset, split: Split):
@@ -39,6 +43,23 @@ class SampleReader:
         self._first = split.first_samples().tolist()
         self._members: dict[int, Members] = {}
         self._files: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, least recent first
+        remote = bool(split.shards) and isinstance(split.shards[0].path, RemoteFile)
+        self._remote = ShardHolder(split.shards) if remote else None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards are at an address."""
+        return self._remote is not None
+
+    @property
+    def looks_ahead(self) -> int:
+        """Shards of each slot that should be ready before they are needed, as `data.remote.read_ahead` says."""
+        return self._remote.read_ahead if self._remote is not None else 0
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """Hold these shards ready, soonest needed first, and no others. Only for shards at an address."""
+        if self._remote is not None:
+            self._remote.want(shards)
 
     def read(self, sample: int) -> tuple[Image.Image, int]:
         """The picture and the label of `sample`.
@@ -46,6 +67,7 @@ class SampleReader:
         Raises:
             Damaged: its bytes cannot be decoded.
             UserError: its shard does not match its index, or its label is outside the classes of the data set.
+            RunFailed: its shard cannot be fetched.
         """
         number, position = self._locate(sample)
         members = self._index(number)
@@ -93,9 +115,11 @@ class SampleReader:
 
     def key(self, sample: int) -> str:
         number, position = self._locate(sample)
-        return read_index(self._split.shards[number].path).keys[position]
+        return read_index_of(self._split.shards[number]).keys[position]
 
     def close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -105,7 +129,7 @@ class SampleReader:
 
     def _index(self, number: int) -> Members:
         if number not in self._members:
-            self._members[number] = read_index(self._split.shards[number].path).compact
+            self._members[number] = read_index_of(self._split.shards[number]).compact
         return self._members[number]
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
@@ -124,6 +148,8 @@ class SampleReader:
         return data
 
     def _file(self, number: int, shard: Shard) -> int:
+        if self._remote is not None:
+            return self._remote.descriptor(number)
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]

@@ -9,6 +9,7 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
 from crate_graph.data.augment import build_eval_transform
 from crate_graph.data.photographs import WholeImages, open_pictures
+from crate_graph.data.remote.cache import ShardCache
 
 
 def build_eval_loader(
@@ -26,7 +27,7 @@ def build_eval_loader(
     data = recipe.data
     if recipe.task.kind == "restoration":
         return _whole_pictures(recipe, ranks)
-    dataset = dataset or open_dataset(data.dataset, data.root)
+    dataset = dataset or open_dataset(data.dataset, data.root, ShardCache(data.cache, data.remote))
     readers = max(data.workers, 1)
     per_reader = -(-recipe.evaluation.batch_size // readers)
     return PlannedLoader(
@@ -52,7 +53,7 @@ def _whole_pictures(recipe: Recipe, ranks: Ranks) -> WholeImages:
     """The same masks and the same noise whatever the recipe's seed, so that all are judged on the same pictures."""
     data = recipe.data
     return WholeImages(
-        open_pictures(data.dataset, data.eval_split, data.root),
+        open_pictures(data.dataset, data.eval_split, data.root, ShardCache(data.cache, data.remote)),
         data.degradation,
         data.color,
         seed=0,

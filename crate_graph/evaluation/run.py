@@ -18,6 +18,7 @@ from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.evaluation.split import evaluate_split
 from crate_graph.evaluation.subjects import Subject, open_subject
 from crate_graph.models.tiles import Tiled
+from crate_graph.redaction import redact
 from crate_graph.tasks import build_task
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
             loader.close()
     return {
         **subject.described,
-        "dataset": subject.dataset.name if subject.dataset else recipe.data.dataset,
+        "dataset": subject.dataset.name if subject.dataset else redact(recipe.data.dataset),
         "split": loader.split.name,
         "samples": loader.split.samples,
         "damaged": damaged,

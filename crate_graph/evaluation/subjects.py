@@ -17,9 +17,11 @@ from crate_graph.config.load import load_recipe, make_recipe
 from crate_graph.config.schema import Degradation, Recipe
 from crate_graph.data import Dataset, open_dataset
 from crate_graph.data.photographs import is_folder_of_pictures
+from crate_graph.data.remote.cache import ShardCache
 from crate_graph.errors import UserError
 from crate_graph.evaluation.classical import METHODS, Classical, degradation_of
 from crate_graph.models import create_model
+from crate_graph.redaction import redact
 from crate_graph.tasks.build import check_degradation, color_channels
 from crate_graph.weights.names import DESCRIPTION, list_weights, load_restorer
 
@@ -122,7 +124,7 @@ def _open_checkpoint(checkpoint: str, data: str, overrides: Sequence[str]) -> Su
     if recipe.task.kind == "restoration":
         _check_problem(str(folder), trained.data.degradation, trained.data.color, recipe)
         return Subject(model, recipe, described)
-    dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+    dataset = open_dataset(recipe.data.dataset, recipe.data.root, ShardCache(recipe.data.cache, recipe.data.remote))
     _check_classes(data, dataset, manifest)
     before = manifest["dataset"]
     return Subject(model, recipe, described, dataset, before["mean"], before["std"])
@@ -136,7 +138,7 @@ def _check_problem(where: str, degradation: Degradation, color: str, recipe: Rec
 
 
 def _check_classes(data: str, dataset: Dataset, manifest: dict[str, Any]) -> None:
-    trained = manifest["dataset"]
+    trained, data = manifest["dataset"], redact(data)
     if dataset.num_classes != manifest["model"]["num_classes"]:
         raise UserError(
             f"{data}: has {dataset.num_classes} classes, the model tells {manifest['model']['num_classes']} apart "

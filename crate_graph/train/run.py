@@ -28,6 +28,7 @@ from crate_graph.config.load import dump_recipe
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
 from crate_graph.data.index import sha256_of_shards
+from crate_graph.data.remote.cache import ShardCache
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
@@ -112,7 +113,7 @@ def _set_up(
     resume_from = from_main(ranks, resume_from)
     with agree(ranks):
         micro_batch, accumulation = recipe.batch.resolve(ranks.world)
-        dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+        dataset = open_dataset(recipe.data.dataset, recipe.data.root, ShardCache(recipe.data.cache, recipe.data.remote))
         loader = build_train_loader(recipe, dataset, ranks)
         stack.callback(loader.close)
         eval_loader = build_eval_loader(recipe, ranks, dataset=dataset, mean=dataset.mean, std=dataset.std)

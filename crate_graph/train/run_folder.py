@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from crate_graph.errors import UserError
+from crate_graph.redaction import redact, redact_all
 
 _PACKAGES = (
     "crate-graph",
@@ -97,11 +98,18 @@ class RunFolder:
         """Send the package's log to logs/rank-N.log; returns the handler, to be removed at the end."""
         handler = logging.FileHandler(self.logs / f"rank-{rank}.log")
         handler.handleError = lambda record: None  # a full disk is told in one line, not in a traceback for each record
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("crate_graph")
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         return handler
+
+
+class _Redacted(logging.Formatter):
+    """No line of the log, of a traceback neither, shows what is in an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(redact, super().format(record).split("\n")))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -136,7 +144,7 @@ def _environment(world: int, device: torch.device) -> dict[str, Any]:
         "world_size": world,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "cpu_threads": torch.get_num_threads(),
-        "command": sys.argv,
+        "command": redact_all(sys.argv),
     }
 
 

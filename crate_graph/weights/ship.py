@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import dump_recipe, load_recipe
-from crate_graph.config.schema import Recipe
+from crate_graph.config.schema import Cache, Recipe, Remote
 from crate_graph.errors import UserError
 from crate_graph.export.parity import compare_estimates
 from crate_graph.export.restorer import Restorer, read_restorer, words_to_try
@@ -132,7 +132,8 @@ def _noise(restorer: Restorer) -> str:
 
 def _without_places(recipe: Recipe) -> str:
     """The recipe as YAML, without the folders of the machine that trained it."""
-    data = recipe.data.model_copy(update={"dataset": Path(recipe.data.dataset).name, "root": None})
+    places = {"root": None, "cache": Cache(), "remote": Remote()}
+    data = recipe.data.model_copy(update={"dataset": Path(recipe.data.dataset).name, **places})
     init_from = recipe.model.init_from and Path(recipe.model.init_from).name
     model = recipe.model.model_copy(update={"init_from": init_from})
     return dump_recipe(recipe.model_copy(update={"data": data, "model": model}))
