@@ -9,8 +9,8 @@ MARK = "***"
 
 _RULES = (
     (re.compile(r"pipe:(?!\*\*\*).*", re.DOTALL), f"pipe:{MARK}"),  # a command may hold anything
-    (re.compile(r"(://)(?!\*\*\*@)[^/\s'\"@]*@"), rf"\1{MARK}@"),
     (re.compile(r"(://)[^/\s@:]*:(?!\d+(?:/|\b))[^\s@]*@"), rf"\1{MARK}@"),  # a password with a slash in it
+    (re.compile(r"(://)[^/\s'\"]*@"), rf"\1{MARK}@"),
     (re.compile(r"(://[^\s?'\"]*)\?(?!\*\*\*)[^\s'\"]+"), rf"\1?{MARK}"),
     (re.compile(r"(/[^\s?'\"]*)\?(?!\*\*\*)[^\s'\"]*=[^\s'\"]*"), rf"\1?{MARK}"),  # a URL that lost its host
 )

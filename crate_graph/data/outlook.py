@@ -11,7 +11,7 @@ from crate_graph.data.plan import PAD, EpochPlan
 
 
 class _Span(NamedTuple):
-    """The positions of a slot between which a shard is needed, both included."""
+    """The positions of a slot between which a shard is needed, both included. A shard at both ends has two."""
 
     first: int
     last: int
@@ -52,7 +52,7 @@ class Outlook:
         later = spans[len(now) :]
         if next_plan is not None and len(later) < self._ahead:
             length = plan.steps * plan.per_slot
-            again = _spans(next_plan.slot(slot)[: self._block], self._first)
+            again = self._spans_of(next_plan.slot(slot)[: self._block])
             later += [_Span(span.first + length, span.last + length, span.shard) for span in again]
         if self._ahead:
             later = [span for n, span in enumerate(later) if n < self._ahead or span.first < block_end]
@@ -63,14 +63,18 @@ class Outlook:
     def _slot_spans(self, plan: EpochPlan, slot: int) -> list[_Span]:
         known = self._spans.get(slot)
         if known is None or known[0] is not plan:
-            known = self._spans[slot] = plan, _spans(plan.slot(slot), self._first)
+            known = self._spans[slot] = plan, self._spans_of(plan.slot(slot))
         return known[1]
 
-
-def _spans(numbers: np.ndarray, first_samples: np.ndarray) -> list[_Span]:
-    """Spans of the shards that hold the samples `numbers`, in the order of first need."""
-    numbers = numbers[numbers != PAD]
-    shard_of = np.searchsorted(first_samples, numbers, side="right") - 1
-    shards, first = np.unique(shard_of, return_index=True)
-    last = len(shard_of) - 1 - np.unique(shard_of[::-1], return_index=True)[1]
-    return sorted(map(_Span, first.tolist(), last.tolist(), shards.tolist()))
+    def _spans_of(self, numbers: np.ndarray) -> list[_Span]:
+        """Spans of the shards that hold the samples `numbers`, in the order of first need."""
+        numbers = numbers[numbers != PAD]
+        if not len(numbers):
+            return []
+        shard = np.searchsorted(self._first, numbers, side="right") - 1
+        position = np.argsort(shard, kind="stable")  # shard by shard, each in the order of its positions
+        shard = shard[position]
+        apart = (np.diff(shard) != 0) | (np.diff(position) > 2 * self._block)  # a block mixes no farther than that
+        starts = np.flatnonzero(np.concatenate([[True], apart]))
+        ends = np.flatnonzero(np.concatenate([apart, [True]]))
+        return sorted(map(_Span, position[starts].tolist(), position[ends].tolist(), shard[starts].tolist()))

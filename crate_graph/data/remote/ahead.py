@@ -29,6 +29,7 @@ class ShardHolder:
         self._change = threading.Condition()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._planned = False  # whether the reader says what it needs
         self._wanted: list[int] = []
         self._held: dict[int, int] = {}  # number -> descriptor
         self._fetching: set[int] = set()
@@ -40,6 +41,10 @@ class ShardHolder:
 
     def want(self, numbers: Sequence[int]) -> None:
         """Hold these shards, soonest needed first, and let go of all others."""
+        self._planned = True
+        self._want(numbers)
+
+    def _want(self, numbers: Sequence[int]) -> None:
         with self._change:
             if list(numbers) == self._wanted:
                 return
@@ -57,8 +62,8 @@ class ShardHolder:
         Raises:
             RunFailed, UserError: see `ShardCache.hold`.
         """
-        if number not in self._wanted:
-            self.want(range(number, min(number + 1 + self._settings.read_ahead, len(self._shards))))
+        if not self._planned or number not in self._wanted:
+            self._want(range(number, min(number + 1 + self._settings.read_ahead, len(self._shards))))
         with self._change:
             while number in self._fetching:
                 self._change.wait()

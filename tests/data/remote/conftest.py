@@ -8,7 +8,9 @@ import re
 import socket
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 from dataclasses import dataclass, field
 from email.message import Message
 from fnmatch import fnmatch
@@ -37,6 +39,7 @@ class Seen:
     """A request that was answered."""
 
     path: str
+    query: str
     status: int
     headers: Message  # names in any case
     sent: int = 0  # bytes of the body
@@ -52,6 +55,7 @@ class Server:
     release: threading.Event = field(default_factory=threading.Event)  # lets go of what waits
     moved_to: str = ""  # where a "moved" request is sent
     chunk_pause: float = 0.0  # seconds after each 16 KiB
+    upstream: str = ""  # a server that has the files, in the place of the folder
 
     def fail(self, pattern: str, kind: str, times: float = 1) -> None:
         self.faults.append(Fault(pattern, kind, times))
@@ -95,8 +99,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        self.note = Seen(path, 0, self.headers)
+        url = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(url.path)
+        self.note = Seen(path, url.query, 0, self.headers)
         self.owner.seen.append(self.note)
         self._serve(path, self.owner.next_fault(path))
 
@@ -109,9 +114,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "hang up":
             self.note.status = -1
             return self._cut()
-        if not file.is_file():
+        if self.owner.upstream:
+            status, body = self._from_upstream()
+            if status != 200:
+                return self._send(status, body)
+        elif file.is_file():
+            body = file.read_bytes()
+        else:
             return self._send(404, b"not here")
-        body = file.read_bytes()
         if fault == "truncated":
             body = body[: len(body) // 2]
         if fault == "changed":
@@ -127,6 +137,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault == "glue":
                 headers["ETag"] = '"another"'
         return self._send(status, body[start:], headers, fault)
+
+    def _from_upstream(self) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(self.owner.upstream + self.path, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
 
     def _send(self, status: int, body: bytes, headers: dict | None = None, fault: str = "") -> None:
         self.note.status = status
