@@ -105,10 +105,14 @@ class Cache(Section):
 
 
 class Remote(Section):
-    """How shards are fetched from an address (http(s)://, s3://, hf://, pipe:COMMAND)."""
+    """How shards are fetched from an address (http(s)://, s3://, hf://, pipe:COMMAND).
 
-    timeout: Annotated[float, Field(gt=0.0, le=3600.0)] = 30.0  # seconds to wait for a connection, and for each read
-    retries: Annotated[int, Field(ge=0, le=100)] = 5  # further tries for one file
+    By default all tries together take about two minutes: less than `watchdog.seconds`, so that a shard which cannot be
+    fetched ends the run with its own name.
+    """
+
+    timeout: Annotated[float, Field(gt=0.0, le=3600.0)] = 20.0  # seconds to wait for a connection, and for each read
+    retries: Annotated[int, Field(ge=0, le=100)] = 4  # further tries for one file
     backoff: Annotated[float, Field(ge=0.0, le=60.0)] = 1.0  # seconds before the first of them; doubles, with jitter
     read_ahead: Natural = 1  # shards that each slot has ready besides those in use; 0 fetches when a shard is needed
     connections: Positive = 2  # files that each loader process fetches at once

@@ -33,6 +33,7 @@ class ShardHolder:
         self._wanted: list[int] = []
         self._held: dict[int, int] = {}  # number -> descriptor
         self._fetching: set[int] = set()
+        self._failed: dict[int, UserError | RunFailed] = {}
         self._put_off: set[int] = set()  # not ahead: there is no room, or it failed; the reader will ask itself
 
     @property
@@ -65,10 +66,13 @@ class ShardHolder:
         if not self._planned or number not in self._wanted:
             self._want(range(number, min(number + 1 + self._settings.read_ahead, len(self._shards))))
         with self._change:
+            waited = number in self._fetching
             while number in self._fetching:
                 self._change.wait()
             if number in self._held:
                 return self._held[number]
+            if waited and number in self._failed:
+                raise self._failed[number]  # it failed just now: all tries once more would only take long
             self._fetching.add(number)
         descriptor = None
         try:
@@ -110,6 +114,7 @@ class ShardHolder:
             except Stopped:
                 pass
             except (UserError, RunFailed) as error:
+                self._failed[number] = error
                 logger.warning("not read ahead: %s", error)
             except Exception:
                 logger.exception("not read ahead: %s", self._shards[number].path)
@@ -133,4 +138,6 @@ class ShardHolder:
                 self._held[number] = descriptor
             else:
                 release(descriptor)
+            if descriptor is not None:
+                self._failed.pop(number, None)
             self._change.notify_all()
