@@ -29,7 +29,7 @@ def settings(tmp_path):
 
 def shard_needed_last(shards):
     """Which shard of the recipe below is needed for the first time when the epoch is well under way."""
-    plan = plan_epoch([shard.samples for shard in shards], seed=0, epoch=0, slots=8, global_batch=16, block=4)
+    plan = plan_epoch([shard.samples for shard in shards], seed=0, epoch=0, slots=2, global_batch=16, block=4)
     first_need = {}
     for step in range(plan.steps):
         for number in plan.batch(step).tolist():
@@ -45,7 +45,7 @@ def test_a_run_through_faults_stops_with_the_shard_and_goes_on(runner, make_data
     processes, when it is back. Losses equal the local ones, no shard comes twice, and no credential is left anywhere.
     """
     dataset = make_dataset((20,) * 16, size=(28, 28), channels=1)
-    common = ["data.eval_split=train", "data.shuffle_block=4", "checkpoint.every_steps=5"]
+    common = ["data.eval_split=train", "data.slots=2", "data.shuffle_block=4", "checkpoint.every_steps=5"]
     local = runner.trained("local", f"data.dataset={dataset.root}", *common)
 
     server = serve(dataset.root)
