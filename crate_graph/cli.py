@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     # argparse gives all overrides to the first group of positionals; those after an option are left over
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}; see crate-graph {args.verb} --help")
+        parser.error(f"unrecognized arguments: {redact(' '.join(rest))}; see crate-graph {args.verb} --help")
     if rest:
         args.overrides += rest
     return args

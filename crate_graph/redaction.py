@@ -8,7 +8,8 @@ from typing import Any
 MARK = "***"
 
 _RULES = (
-    (re.compile(r"pipe:(?!\*\*\*).*", re.DOTALL), f"pipe:{MARK}"),  # a command may hold anything
+    # A command may hold anything. Not one: a "Broken pipe:", and what a remedy of ours calls pipe:COMMAND.
+    (re.compile(r"(?<!roken )pipe:(?!\*\*\*|COMMAND[,;]).*", re.DOTALL), f"pipe:{MARK}"),
     (re.compile(r"(://)[^/\s@:]*:(?!\d+(?:/|\b))[^\s@]*@"), rf"\1{MARK}@"),  # a password with a slash in it
     (re.compile(r"(://)[^/\s'\"]*@"), rf"\1{MARK}@"),
     (re.compile(r"(://[^\s?'\"]*)\?(?!\*\*\*)[^\s'\"]+"), rf"\1?{MARK}"),

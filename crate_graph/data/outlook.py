@@ -24,8 +24,8 @@ class Outlook:
     Args:
         first_samples: number of the first sample of each shard: (shards,).
         block: samples that are shuffled together inside a slot.
-        ahead: shards that each slot should have ready besides those of the step; the shards of the shuffle block that
-            comes next are ready in any case. 0: nothing but the step's.
+        ahead: shards that each slot should have ready besides those of the step; the shards of the next step and of the
+            shuffle block that comes next are ready in any case. 0: nothing but the step's.
     """
 
     def __init__(self, first_samples: np.ndarray, block: int, ahead: int):
@@ -46,18 +46,17 @@ class Outlook:
     def _of_slot(self, plan: EpochPlan, slot: int, at: int, next_plan: EpochPlan | None) -> list[tuple[int, int]]:
         """(positions until it is needed, shard)."""
         step_end = at + plan.per_slot
-        block_end = ((step_end - 1) // self._block + 2) * self._block  # of the next block
+        horizon = max(((step_end - 1) // self._block + 2) * self._block, step_end + plan.per_slot)
         spans = [span for span in self._slot_spans(plan, slot) if span.last >= at]
         now = [span for span in spans if span.first < step_end]
+        if not self._ahead:
+            return [(0, span.shard) for span in now]
         later = spans[len(now) :]
         if next_plan is not None and len(later) < self._ahead:
             length = plan.steps * plan.per_slot
-            again = self._spans_of(next_plan.slot(slot)[: self._block])
+            again = self._spans_of(next_plan.slot(slot)[: max(self._block, plan.per_slot)])
             later += [_Span(span.first + length, span.last + length, span.shard) for span in again]
-        if self._ahead:
-            later = [span for n, span in enumerate(later) if n < self._ahead or span.first < block_end]
-        else:
-            later = []
+        later = [span for n, span in enumerate(later) if n < self._ahead or span.first < horizon]
         return [(max(0, span.first - at), span.shard) for span in now + later]
 
     def _slot_spans(self, plan: EpochPlan, slot: int) -> list[_Span]:

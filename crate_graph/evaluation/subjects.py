@@ -35,6 +35,8 @@ JUDGED = (
     "data.eval_transform",
     "data.workers",
     "data.prefetch",
+    "data.cache",
+    "data.remote",
     "task",
     "precision",
     "evaluation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from crate_graph.errors import UserError
@@ -10,6 +11,7 @@ from crate_graph.redaction import MARK, redact
 
 SCHEMES = ("http", "https", "s3", "hf")
 PIPE = "pipe:"
+HUB_KINDS = {"datasets": "dataset", "spaces": "space", "models": "model"}
 PLACE = "{}"  # stands for the name of the file in a command
 
 # Parts of a query that sign a request: the next one is signed otherwise and is still for the same file.
@@ -34,7 +36,9 @@ def check_root(root: str) -> None:
         )
     if root.startswith(PIPE):
         if not root.removeprefix(PIPE).strip():
-            raise UserError(f"{root}: no command; write pipe:COMMAND, with {PLACE} where the name of the file goes")
+            raise UserError(
+                f"the pipe has no command; write pipe:COMMAND, with {PLACE} where the name of the file goes"
+            )
         return
     scheme = root.partition("://")[0].lower()
     if scheme not in SCHEMES:
@@ -48,11 +52,31 @@ def check_root(root: str) -> None:
     except ValueError:
         named = False
     if not named:
-        raise UserError(f"{redact(root)}: not a URL; write {scheme}://HOST/FOLDER" + _hint(scheme))
+        example = {"s3": "s3://BUCKET/PREFIX", "hf": "hf://datasets/USER/REPOSITORY/FOLDER"}
+        raise UserError(f"{redact(root)}: not a URL; write {example.get(scheme, f'{scheme}://HOST/FOLDER')}")
+    if scheme == "hf":
+        parse_hub(root)
 
 
-def _hint(scheme: str) -> str:
-    return {"s3": " (s3://BUCKET/PREFIX)", "hf": " (hf://datasets/USER/REPOSITORY/FOLDER)"}.get(scheme, "")
+class HubPath(NamedTuple):
+    """`kind` is dataset, space or model; without a revision it is the main branch."""
+
+    kind: str
+    repository: str
+    revision: str | None
+    path: str
+
+
+def parse_hub(address: str) -> HubPath:
+    """Of hf://datasets/USER/REPOSITORY[@REVISION]/PATH. Raises UserError: no user, or no repository."""
+    words = address.partition("://")[2].strip("/").split("/")
+    kind = HUB_KINDS.get(words[0], "model")
+    if words[0] in HUB_KINDS:
+        del words[0]
+    if len(words) < 2 or not all(words[:2]):
+        raise UserError(f"{redact(address)}: not an address on the hub; write hf://datasets/USER/REPOSITORY/FOLDER")
+    name, _, revision = words[1].partition("@")
+    return HubPath(kind, f"{words[0]}/{name}", revision.replace("%2F", "/") or None, "/".join(words[2:]))
 
 
 def split_file(address: str) -> tuple[str, str]:
@@ -72,7 +96,7 @@ def join(root: str, name: str) -> str:
     """
     if root.startswith(PIPE):
         if not re.fullmatch(r"[\w./@%+=,-]+", name, re.ASCII) or name.startswith("-"):
-            raise UserError(f"{name!r}: a name for pipe: holds only letters, digits and ._-/@%+=,; rename the file")
+            raise UserError(f"{name!r}: a name in a command holds only letters, digits and ._-/@%+=,; rename the file")
         return root.replace(PLACE, name) if PLACE in root else f"{root.rstrip('/')}/{name}"
     parts = urlsplit(root)
     if parts.scheme.lower() in ("http", "https"):

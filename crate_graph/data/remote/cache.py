@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from crate_graph.errors import UserError
 
 logger = logging.getLogger(__name__)
 _full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KEY = re.compile("[0-9a-f]{64}")
 _NEVER = threading.Event()
 
 
@@ -164,7 +166,7 @@ class ShardCache:
 
     def _items(self) -> Iterator[_Item]:
         for entry in _scan(self.folder):
-            if not entry.is_dir():
+            if not _KEY.fullmatch(entry.name) or not entry.is_dir():  # a user's own: never touched
                 continue
             for file in _scan(entry):
                 if file.name == "lock" or file.name.endswith(".tag"):

@@ -28,6 +28,7 @@ from crate_graph.redaction import redact
         ("data.root=pipe:curl -H 'Token: x' https://h/{}", "data.root=pipe:***"),
         ("pipe:*** train-000000.tar: it ended", "pipe:*** train-000000.tar: it ended"),
         ("nothing? to hide @ all", "nothing? to hide @ all"),
+        ("[Errno 32] Broken pipe: 'logs/x'; make room", "[Errno 32] Broken pipe: 'logs/x'; make room"),
     ],
 )
 def test_what_is_left_of_a_text(text, clean):

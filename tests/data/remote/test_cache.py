@@ -166,6 +166,18 @@ def test_the_cap_is_kept_while_many_shards_pass(make_dataset, serve, cache):
     assert all(any(file.name != "lock" for file in entry.iterdir()) for entry in entries)  # no empty entry stays
 
 
+def test_what_others_keep_in_the_folder_is_theirs(remote, cache):
+    """Somebody names a folder of shards as the cache."""
+    folder = cache().folder
+    theirs = [folder / "flowers" / name for name in ("train-000000.tar", "notes.part", "lock")]
+    theirs[0].parent.mkdir(parents=True)
+    for path in theirs:
+        path.write_bytes(b"x" * 100000)
+    none = cache(gigabytes=1e-9)
+    release(hold(open_dataset(remote.root.root, cache=none).split("train").shards[0]))
+    assert all(path.exists() for path in theirs)
+
+
 def test_what_is_in_use_stays(remote, cache, caplog):
     none = cache(gigabytes=1e-9)
     shards = open_dataset(remote.root.root, cache=none).split("train").shards

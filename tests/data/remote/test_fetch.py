@@ -10,6 +10,7 @@ from crate_graph.data import PlannedLoader
 from crate_graph.data.augment import build_eval_transform
 from crate_graph.data.dataset import open_dataset
 from crate_graph.errors import RunFailed, UserError
+from crate_graph.redaction import redact
 
 SHARD = "/train-000001.tar"
 
@@ -33,8 +34,7 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (2, 1)])
 def test_the_epoch_is_that_of_local_shards(dataset, server, cache, workers, ahead):
     remote = open_dataset(server.url, cache=cache(read_ahead=ahead))
     assert same(epochs(dataset), epochs(remote, workers=workers))
@@ -42,40 +42,44 @@ def test_the_epoch_is_that_of_local_shards(dataset, server, cache, workers, ahea
         assert len(server.answered(f"/train-{number:06d}.tar")) == 1  # once, for two epochs and all readers
 
 
-@pytest.mark.parametrize(
-    "kind", ["503", "429", "drop", "stall", "stall at once", "hang up", "truncated", "changed", "no range", "no tag"]
-)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_that_passes_costs_nothing(dataset, server, remote, kind, workers):
+PASSING = ["503", "429", "drop", "stall", "stall at once", "hang up", "truncated", "changed", "no range", "no tag"]
+
+
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in PASSING), ("drop", 2)])
+def test_a_fault_that_passes_costs_nothing(dataset, server, cache, kind, workers):
     server.fail("/train-*.tar", "drop" if kind.startswith("no ") else kind)
     server.fail("/train-*.tar", kind, times=2 if kind.startswith("no ") else 1)
-    assert same(epochs(dataset), epochs(remote, workers=workers))
+    remote = open_dataset(server.url, cache=cache(timeout=0.5))
+    assert same(epochs(dataset, [0]), epochs(remote, [0], workers=workers))
     assert len(server.answered("/train-*.tar")) > 4
 
 
-@pytest.mark.parametrize("kind", ["503", "drop", "stall", "hang up"])
-@pytest.mark.parametrize("file", ["/dataset.yaml", "/train-000002.tar.index.json"])
-def test_the_index_and_the_description_are_asked_for_again(dataset, server, cache, kind, file):
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [(file, kind) for file in ("/dataset.yaml", "/train-000002.tar.index.json") for kind in ("503", "drop", "stall")],
+)
+def test_the_index_and_the_description_are_asked_for_again(dataset, server, cache, file, kind):
     server.fail(file, kind)
-    assert same(epochs(dataset), epochs(open_dataset(server.url, cache=cache())))
+    shards = open_dataset(server.url, cache=cache(timeout=0.5)).split("train").shards
+    assert [shard.sha256 for shard in shards] == [shard.sha256 for shard in dataset.split("train").shards]
     assert len(server.answered(file)) == 2
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "words"),
+    ("kind", "workers", "error", "words"),
     [
-        ("503", RunFailed, r"HTTP 503 \(4 tries\).*data\.remote\.retries=3"),
-        ("stall", RunFailed, r"nothing came for 0\.3 s \(4 tries\)"),
-        ("hang up", RunFailed, r"the connection broke off \(4 tries\)"),
-        ("truncated", UserError, r"it has \d+ bytes, but its index says \d+, and neither was it when fetched again"),
-        ("changed", UserError, "its sha256 is not the one in its index"),
-        ("403", UserError, r"access is refused \(HTTP 403\)"),
-        ("404", UserError, r"no such file \(HTTP 404\)"),
-        ("400", UserError, "HTTP 400"),
+        ("503", 0, RunFailed, r"HTTP 503 \(4 tries\).*data\.remote\.retries=3"),
+        ("503", 2, RunFailed, r"HTTP 503 \(4 tries\)"),
+        ("stall", 0, RunFailed, r"nothing came for 0\.3 s \(4 tries\)"),
+        ("hang up", 0, RunFailed, r"the connection broke off \(4 tries\)"),
+        ("truncated", 0, UserError, r"it has \d+ bytes, but its index says \d+, and neither was it when fetched again"),
+        ("changed", 2, UserError, "its sha256 is not the one in its index"),
+        ("403", 0, UserError, r"access is refused \(HTTP 403\)"),
+        ("404", 0, UserError, r"no such file \(HTTP 404\)"),
+        ("400", 0, UserError, "HTTP 400"),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_that_stays_stops_with_the_name_of_the_shard(dataset, server, cache, kind, error, words, workers):
+def test_a_fault_that_stays_stops_with_the_name_of_the_shard(dataset, server, cache, kind, workers, error, words):
     server.fail(SHARD, kind, times=float("inf"))
     remote = open_dataset(server.url, cache=cache(timeout=0.3))
     with pytest.raises(error, match=f"{server.url}{SHARD}: .*{words}") as raised:
@@ -155,8 +159,9 @@ def test_a_signature_goes_with_every_request_and_the_names_are_quoted(server, ca
     ],
 )
 def test_an_address_that_is_none(cache, address, error, words):
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         open_dataset(address, cache=cache(retries=1))
+    assert redact(str(raised.value)) == str(raised.value)  # the remedy is not taken for a secret
     with pytest.raises(error, match=words):
         open_dataset("fashion_mnist", root=address, cache=cache(retries=1)).split("train")
 

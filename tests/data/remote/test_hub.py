@@ -3,7 +3,7 @@
 import pytest
 
 from crate_graph.data.dataset import open_dataset
-from crate_graph.data.remote import hub
+from crate_graph.data.remote.address import parse_hub
 from crate_graph.data.remote.cache import release
 from crate_graph.errors import UserError
 
@@ -58,4 +58,4 @@ def test_what_is_not_there(hub_server, cache):
     ],
 )
 def test_parts_of_an_address(address, parts):
-    assert hub.parse_hub(address) == parts
+    assert parse_hub(address) == parts
