@@ -28,6 +28,10 @@ class Broken(Exception):
         self.after = after  # seconds that the server asks to wait
 
 
+class Replaced(Broken):
+    """What is there now does not go on where the file broke off: from its start, then."""
+
+
 class Changed(Exception):
     """The file is whole, but not the one that was asked for."""
 

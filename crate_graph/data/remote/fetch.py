@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crate_graph.config.schema import Remote
 from crate_graph.data.remote import address as addresses
-from crate_graph.data.remote.answer import Answer, Broken, Changed, NotThere, Refused, Stopped
+from crate_graph.data.remote.answer import Answer, Broken, Changed, NotThere, Refused, Replaced, Stopped
 from crate_graph.data.remote.http import open_http, web_request
 from crate_graph.data.remote.hub import hub_request
 from crate_graph.data.remote.pipe import PipeAnswer
@@ -115,7 +115,7 @@ def _persist(
     stop: threading.Event,
     forget: Callable[[], None] = lambda: None,
 ) -> T:
-    """Try until it works, at most `settings.retries` more times. `forget` throws a file away that is another one."""
+    """Try until it works, at most `settings.retries` more times. `forget` throws away what came of another file."""
     whole = 0
     for tried in range(1, settings.retries + 2):
         try:
@@ -133,6 +133,8 @@ def _persist(
                 ) from None
             reason, after = str(error), 0.0
         except Broken as error:
+            if isinstance(error, Replaced):
+                forget()
             reason, after = str(error), error.after
         if tried > settings.retries:
             break

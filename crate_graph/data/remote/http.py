@@ -25,7 +25,7 @@ from urllib3.exceptions import (
     URLSchemeUnknown,
 )
 
-from crate_graph.data.remote.answer import CHUNK, Broken, Changed, NotThere, Refused
+from crate_graph.data.remote.answer import CHUNK, Broken, NotThere, Refused, Replaced
 
 MOST_REDIRECTS = 5
 PASSING = (408, 425, 429)  # and 5xx: the server's trouble, or too many requests
@@ -70,7 +70,7 @@ def open_http(request: Request, timeout: float, start: int = 0, tag: str | None 
         An Answer; None where the file still is the `known` one.
 
     Raises:
-        Broken, Changed, NotThere, Refused.
+        Broken, Replaced, NotThere, Refused.
     """
     headers = {**request.headers, "Accept-Encoding": "identity", "User-Agent": "crate-graph"}
     if start and tag:
@@ -99,10 +99,10 @@ def _check(response, request: Request, timeout: float, start: int, tag: str | No
             response.release_conn()
             return None
         answer = HttpAnswer(response, timeout)
-        if status == 200 or (status == 206 and start and answer.start == start and answer.tag == tag):
+        if status == 200 or (status == 206 and start and answer.start == start and answer.tag in (tag, None)):
             return answer
         answer.close()
-        raise Changed("it is not the version that its beginning came from")
+        raise Replaced("it is not the version that its beginning came from")
     wait, region = _seconds(response.headers.get("Retry-After")), response.headers.get("x-amz-bucket-region")
     response.close()
     if status in (404, 410):
@@ -112,7 +112,7 @@ def _check(response, request: Request, timeout: float, start: int, tag: str | No
     if region and status in (301, 307, 400):
         raise Refused(f"the bucket is in region {region}; set AWS_REGION={region} or the region of the profile")
     if status == 416:
-        raise Changed("it is shorter than what came of it before")
+        raise Replaced("it is shorter than what came of it before")
     if status in PASSING or status >= 500:
         raise Broken(f"HTTP {status}", wait)
     raise Refused(f"the server answers HTTP {status}; check the address")

@@ -53,6 +53,7 @@ class Server:
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)  # lets go of what waits
+    retry_after: str = "0"  # of an answer that is an error
     moved_to: str = ""  # where a "moved" request is sent
     chunk_pause: float = 0.0  # seconds after each 16 KiB
     upstream: str = ""  # a server that has the files, in the place of the folder
@@ -108,7 +109,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self, path: str, fault: str) -> None:
         file = self.owner.folder / path.lstrip("/")
         if fault.isdigit():
-            return self._send(int(fault), b"no", {"Retry-After": "0"})
+            return self._send(int(fault), b"no", {"Retry-After": self.owner.retry_after})
         if fault == "moved":
             return self._send(302, b"", {"Location": self.owner.moved_to + self.path})
         if fault == "hang up":

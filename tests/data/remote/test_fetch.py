@@ -1,6 +1,7 @@
 """Shards behind a server that fails: the epoch is exact and complete, or it stops with the shard's name."""
 
 import socket
+import threading
 
 import pytest
 import torch
@@ -99,8 +100,35 @@ def test_a_shard_that_breaks_off_each_time_goes_on_each_time(dataset, server, ca
     assert sum(request.sent for request in asked) == (dataset.root / SHARD[1:]).stat().st_size  # no byte twice
 
 
+class Pauses(threading.Event):
+    """Notes how long the tries are apart, and does not wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def wait(self, timeout=None):
+        self.seconds.append(timeout)
+        return False
+
+
+def test_the_pauses_between_tries_grow_and_differ(server, cache):
+    server.fail(SHARD, "503", times=float("inf"))
+    shard = open_dataset(server.url, cache=cache(backoff=1.0, retries=4)).split("train").shards[1]
+    tries = [Pauses() for _ in range(3)]
+    for pauses in tries:
+        server.retry_after = "7" if pauses is tries[2] else "0"
+        with pytest.raises(RunFailed):
+            shard.path.hold(shard.bytes, shard.sha256, stop=pauses)
+    for pauses in tries[:2]:
+        assert len(pauses.seconds) == 4
+        assert all(0.5 * 2**n <= pause <= 1.5 * 2**n for n, pause in enumerate(pauses.seconds))
+    assert tries[0].seconds != tries[1].seconds  # so that a thousand readers do not come back as one
+    assert tries[2].seconds[:3] == [7.0] * 3  # as the server asks
+
+
 @pytest.mark.parametrize("kind", ["", "glue"])
-def test_two_versions_are_never_glued(dataset, server, remote, kind):
+def test_two_versions_are_never_glued(dataset, server, remote, kind, caplog):
     """The shard is replaced between the two halves; a server that minds If-Range begins anew, and so does one that
     does not: its tag tells."""
     path = dataset.root / SHARD[1:]
@@ -121,6 +149,7 @@ def test_two_versions_are_never_glued(dataset, server, remote, kind):
     shard.path.hold(shard.bytes, shard.sha256)
     assert shard.path.local_path(shard.sha256).read_bytes() == good
     assert [request.status for request in server.answered(SHARD)] == [200, 206, 200] if kind else [200, 200]
+    assert ("not the version that its beginning came from" in caplog.text) == bool(kind)
 
 
 def test_a_server_that_drips_has_stalled(server, cache):
