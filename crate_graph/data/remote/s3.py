@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from crate_graph.data.remote.http import Request
 from crate_graph.errors import UserError
 
 VALID = 3600  # seconds that a signed URL is good for; each try signs anew
+_AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?$")
 _making = threading.Lock()  # boto3 makes one client at a time
 
 
@@ -68,14 +70,17 @@ def _client(process: int, endpoint: str | None, timeout: float, retries: int):
     with _making:
         try:
             session = boto3.session.Session()
+            region = session.region_name or "us-east-1"
             settings = Config(
                 signature_version=UNSIGNED if session.get_credentials() is None else "s3v4",
                 connect_timeout=timeout,
                 read_timeout=timeout,
                 retries={"total_max_attempts": retries + 1, "mode": "standard"},
-                s3={"addressing_style": "path"} if endpoint else None,
             )
-            region = session.region_name or "us-east-1"
-            return session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
+            client = session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
+            if not _AMAZON.search(urlsplit(client.meta.endpoint_url).hostname or ""):  # AWS_ENDPOINT_URL names one, too
+                settings = settings.merge(Config(s3={"addressing_style": "path"}))  # it may know no host per bucket
+                client = session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
+            return client
         except (BotoCoreError, ValueError) as error:
             raise Refused(f"{error}; check data.remote.s3_endpoint and the settings in ~/.aws") from None

@@ -8,8 +8,10 @@ import urllib.request
 
 import pytest
 
+from crate_graph.config.schema import Remote
 from crate_graph.data.dataset import open_dataset
 from crate_graph.data.remote.cache import release
+from crate_graph.data.remote.s3 import _client, s3_request
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import RunFailed, UserError
 
@@ -49,11 +51,9 @@ def keys(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    from crate_graph.data.remote import s3
-
-    s3._client.cache_clear()
+    _client.cache_clear()
     yield
-    s3._client.cache_clear()
+    _client.cache_clear()
 
 
 @pytest.fixture
@@ -80,6 +80,18 @@ def test_a_data_set_in_a_bucket(dataset, store, bucket, cache):
     remote = open_dataset(bucket, cache=cache(s3_endpoint=store))
     assert read_all(remote) == read_all(dataset)
     assert str(remote.root) == bucket and str(remote.file) == f"{bucket}/dataset.yaml"
+
+
+def test_a_store_that_the_environment_names(store, bucket, cache, monkeypatch):
+    """As every tool of that store reads it; the bucket is in the path, since the store may know no host per bucket."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.replace("127.0.0.1", "localhost"))
+    shard = open_dataset(bucket, cache=cache()).split("train").shards[0]
+    release(shard.path.hold(shard.bytes, shard.sha256))
+    asked = s3_request("s3://bucket/key", Remote()).url
+    assert asked.startswith(f"{store.replace('127.0.0.1', 'localhost')}/bucket/key?")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    _client.cache_clear()
+    assert s3_request("s3://bucket/key", Remote()).url.startswith("https://bucket.s3.amazonaws.com/key?")
 
 
 def test_shards_by_a_star(dataset, store, bucket, cache):
