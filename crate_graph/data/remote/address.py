@@ -32,7 +32,7 @@ def check_root(root: str) -> None:
     if MARK in root:
         raise UserError(
             f"{redact(root)}: credentials were left out where this was written; give the whole address again "
-            f"(data.dataset=..., data.root=...)"
+            f"(data.dataset=, data.root= or --data)"
         )
     if root.startswith(PIPE):
         if not root.removeprefix(PIPE).strip():

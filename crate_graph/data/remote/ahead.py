@@ -35,6 +35,7 @@ class ShardHolder:
         self._fetching: set[int] = set()
         self._failed: dict[int, UserError | RunFailed] = {}
         self._put_off: set[int] = set()  # not ahead: there is no room, or it failed; the reader will ask itself
+        self._told = False  # whether the log says that there is no room
 
     @property
     def read_ahead(self) -> int:
@@ -107,10 +108,9 @@ class ShardHolder:
             descriptor = None
             try:
                 descriptor = self._hold(number, ahead=True)
-                if descriptor is None:
-                    logger.warning(
-                        "%s: no room to read it ahead; raise data.cache.gigabytes", self._shards[number].path
-                    )
+                if descriptor is None and not self._told:
+                    self._told = True  # once, not at each step
+                    logger.warning("%s: no room to read ahead; raise data.cache.gigabytes", self._shards[number].path)
             except Stopped:
                 pass
             except (UserError, RunFailed) as error:

@@ -114,6 +114,20 @@ def test_a_fetch_ahead_that_fails_is_tried_again_when_it_is_needed(server, cache
     reader.close()
 
 
+def test_without_room_nothing_is_read_ahead_and_the_log_says_so_once(server, cache, caplog):
+    remote = open_dataset(server.url, cache=cache(gigabytes=1e-9))
+    reader = SampleReader(remote, remote.split("train"))
+    reader.expect([0])
+    assert reader.read(0)[1] == 0
+    for following in ([0, 1], [0, 2], [0, 3]):
+        reader.expect(following)
+        wait_for(lambda number=following[1]: number in reader._remote._put_off)
+    assert held(reader) == {0} and not server.answered("/train-000003.tar")
+    assert caplog.text.count("no room to read ahead; raise data.cache.gigabytes") == 1
+    assert reader.read(22)[1] == 22 % 5  # what is needed comes all the same
+    reader.close()
+
+
 def test_closing_ends_what_is_under_way(server, cache):
     remote = open_dataset(server.url, cache=cache(timeout=30.0))
     reader = SampleReader(remote, remote.split("train"))
