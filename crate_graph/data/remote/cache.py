@@ -20,9 +20,10 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class ShardCache:
 
     settings: Cache
     remote: Remote
+    made: float = field(default_factory=time.time, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -92,7 +94,8 @@ class ShardCache:
         return descriptor
 
     def document(self, address: str, shown: str, *, fresh: bool) -> bytes:
-        """The content of a small file. `fresh`: as it is at its address now; else a copy that is here will do.
+        """The content of a small file. `fresh`: as it has been at its address since this cache was made, so that the
+        processes of a host which start together ask once; else any copy that is here will do.
 
         Raises:
             RunFailed, UserError: as `fetch.fetch_document`; UserError also where the folder cannot be written.
@@ -106,6 +109,8 @@ class ShardCache:
             locked(path.with_name("lock"), patience=longest_silence(self.remote)),
         ):
             content, tag = _read_document(path) or (b"", None)
+            if content and path.stat().st_mtime >= self.made:
+                return content
             fetched = fetch_document(address, shown, tag, self.remote)
             if fetched is None:
                 os.utime(path)

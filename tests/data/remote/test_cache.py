@@ -113,6 +113,13 @@ def test_another_signature_is_the_same_file(server, cache):
     assert server.answered("/train-000000.tar.index.json", 304)
 
 
+def test_processes_that_start_together_ask_for_an_index_once(server, cache):
+    together = [cache() for _ in range(3)]
+    for one in together:
+        open_dataset(server.url, cache=one).split("train")
+    assert len(server.answered("*.json")) == 4 and len(server.answered("/dataset.yaml")) == 1
+
+
 def test_a_replaced_data_set_is_seen_at_the_next_start(make_dataset, serve, cache):
     dataset = make_dataset((3,))
     server = serve(dataset.root)
