@@ -43,7 +43,7 @@ class PipeAnswer:
         return data
 
     def close(self) -> None:
-        if self._process.poll() is None:
+        if self._process.returncode is None:  # not yet reaped, so the group is still its own, and may outlive the shell
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.stdout.close()

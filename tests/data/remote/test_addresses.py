@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from crate_graph.cli import main
 from crate_graph.config.load import dump_recipe, load_recipe
 from crate_graph.data.remote.address import identity, join, shown
 from crate_graph.data.remote.file import RemoteFile
@@ -68,6 +69,22 @@ def test_a_setting_that_is_wrong_is_shown_without_credentials():
     with pytest.raises(UserError) as error:
         load_recipe("quickstart", ["data.slots=https://me:secret@host/a"])
     assert "data.slots" in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "bilinear", "--data", "https://me:secret@host/a", "data.dataset=pipe:curl -u me:secret host"],
+        ["shards", "verify", "fashion_mnist", "https://me:secret@host/a?sig=secret"],
+    ],
+)
+def test_a_command_that_is_wrong_is_shown_without_credentials(words, capsys):
+    try:
+        code = main(words)
+    except SystemExit as end:  # of argparse
+        code = end.code
+    said = capsys.readouterr().err
+    assert code == 2 and "***" in said and "secret" not in said
 
 
 def test_the_log_of_a_rank_shows_none(tmp_path):

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crate_graph.data import plan_epoch
@@ -38,6 +38,8 @@ def needed(plan, slots, step, first):
     ahead=st.integers(0, 3),
     shuffle=st.booleans(),
 )
+@example(counts=[1, 1, 1], slots=1, q=2, block=1, ahead=1, shuffle=False)  # a step that is longer than a block
+@example(counts=[1, 1], slots=1, q=2, block=1, ahead=1, shuffle=False)  # and over the end of the epoch
 def test_the_shards_of_each_step_come_first_and_the_next_are_known_before(counts, slots, q, block, ahead, shuffle):
     counts = np.array([*counts, slots * q])
     first = np.cumsum(counts) - counts
