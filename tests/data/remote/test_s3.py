@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from crate_graph.config.schema import Remote
+from crate_graph.config.schema import EvalTransform, Remote
+from crate_graph.data import PlannedLoader
+from crate_graph.data.augment import build_eval_transform
 from crate_graph.data.dataset import open_dataset
 from crate_graph.data.remote.cache import release
 from crate_graph.data.remote.s3 import _client, s3_request
-from crate_graph.data.stream import SampleReader
 from crate_graph.errors import RunFailed, UserError
 
 boto3 = pytest.importorskip("boto3", reason="the extra s3 is not installed")
@@ -69,11 +71,15 @@ def bucket(store, dataset, request):
 
 
 def read_all(dataset):
-    split = dataset.split("train")
-    reader = SampleReader(dataset, split)
-    samples = [(image.tobytes(), label) for image, label in map(reader.read, range(split.samples))]
-    reader.close()
-    return samples
+    """One planned epoch: pixels, labels and sample numbers of each batch."""
+    view = build_eval_transform(
+        EvalTransform(size=64, resize=None), mean=dataset.mean, std=dataset.std, channels=3, num_classes=5
+    )
+    loader = PlannedLoader("train", dataset=dataset, transform=view, slots=4, global_batch=4, block=3, seed=1)
+    try:
+        return [(b.images.tolist(), b.targets.tolist(), b.samples.tolist()) for b in loader.epoch(0)]
+    finally:
+        loader.close()
 
 
 def test_a_data_set_in_a_bucket(dataset, store, bucket, cache):
@@ -110,6 +116,12 @@ def test_the_store_behind_a_front_that_fails(dataset, store, bucket, serve, cach
     remote = open_dataset(bucket, cache=cache(s3_endpoint=front.url, retries=5, read_ahead=0))
     assert read_all(remote) == read_all(dataset)
     assert front.answered("*.tar", 206) and front.answered("*.tar", 503)
+    whole = [
+        seen
+        for seen in front.answered("*.tar", 200)
+        if seen.sent == (dataset.root / Path(seen.path).name).stat().st_size
+    ]
+    assert len({seen.path for seen in whole}) == len(whole)  # no shard came twice
 
 
 def test_a_store_that_fails_stops_with_the_name_of_the_shard(store, bucket, serve, cache, tmp_path):
