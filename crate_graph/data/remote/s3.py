@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -15,7 +14,6 @@ from crate_graph.data.remote.http import Request
 from crate_graph.errors import UserError
 
 VALID = 3600  # seconds that a signed URL is good for; each try signs anew
-_AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?$")
 _making = threading.Lock()  # boto3 makes one client at a time
 
 
@@ -77,10 +75,6 @@ def _client(process: int, endpoint: str | None, timeout: float, retries: int):
                 read_timeout=timeout,
                 retries={"total_max_attempts": retries + 1, "mode": "standard"},
             )
-            client = session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
-            if not _AMAZON.search(urlsplit(client.meta.endpoint_url).hostname or ""):  # AWS_ENDPOINT_URL names one, too
-                settings = settings.merge(Config(s3={"addressing_style": "path"}))  # it may know no host per bucket
-                client = session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
-            return client
+            return session.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
         except (BotoCoreError, ValueError) as error:
             raise Refused(f"{error}; check data.remote.s3_endpoint and the settings in ~/.aws") from None
