@@ -203,13 +203,13 @@ def test_a_host_that_refuses(cache):
         open_dataset(f"http://127.0.0.1:{port}", cache=cache(retries=1))
 
 
-def test_what_is_missing_is_named_with_its_remedy(server, dataset, remote):
+def test_what_is_missing_is_named_with_its_remedy(server, dataset, remote, cache):
     (dataset.root / "train-000002.tar.index.json").unlink()
     with pytest.raises(UserError, match=r"train-000002\.tar: the shard has no index; make it with: crate-graph shards"):
         remote.split("train")
     dataset.file.unlink()
     with pytest.raises(UserError, match=r"dataset\.yaml: there is no such file .*data\.root"):
-        open_dataset(server.url, cache=remote.file.cache)
+        open_dataset(server.url, cache=cache())
 
 
 def test_the_wrong_index_is_named(dataset, remote):
