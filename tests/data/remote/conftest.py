@@ -56,6 +56,7 @@ class Server:
     retry_after: str = "0"  # of an answer that is an error
     moved_to: str = ""  # where a "moved" request is sent
     chunk_pause: float = 0.0  # seconds after each 16 KiB
+    _choosing: threading.Lock = field(default_factory=threading.Lock)
     upstream: str = ""  # a server that has the files, in the place of the folder
 
     def fail(self, pattern: str, kind: str, times: float = 1) -> None:
@@ -65,10 +66,11 @@ class Server:
         return [s for s in self.seen if fnmatch(s.path, pattern) and (not statuses or s.status in statuses)]
 
     def next_fault(self, path: str) -> str:
-        for fault in self.faults:
-            if fault.times > 0 and fnmatch(path, fault.pattern):
-                fault.times -= 1
-                return fault.kind
+        with self._choosing:
+            for fault in self.faults:
+                if fault.times > 0 and fnmatch(path, fault.pattern):
+                    fault.times -= 1
+                    return fault.kind
         return ""
 
     def __enter__(self) -> Server:

@@ -48,7 +48,8 @@ PASSING = ["503", "429", "drop", "stall", "stall at once", "hang up", "truncated
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 0) for kind in PASSING), ("drop", 2)])
 def test_a_fault_that_passes_costs_nothing(dataset, server, cache, kind, workers):
-    server.fail("/train-*.tar", "drop" if kind.startswith("no ") else kind)
+    if kind.startswith("no "):
+        server.fail("/train-*.tar", "drop")
     server.fail("/train-*.tar", kind, times=2 if kind.startswith("no ") else 1)
     remote = open_dataset(server.url, cache=cache(timeout=0.5))
     assert same(epochs(dataset, [0]), epochs(remote, [0], workers=workers))

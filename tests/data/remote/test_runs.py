@@ -23,7 +23,7 @@ def images(serve, tmp_path):
 @pytest.fixture
 def settings(tmp_path):
     """Overrides of a recipe: the cache of this test, and little patience."""
-    quick = ("timeout=5", "retries=3", "backoff=0.01")
+    quick = ("timeout=5", "retries=5", "backoff=0.01")
     return [f"data.cache.folder={tmp_path}/cache", *(f"data.remote.{word}" for word in quick)]
 
 
@@ -56,7 +56,7 @@ def test_a_run_through_faults_stops_with_the_shard_and_goes_on(runner, make_data
     address = f"data.dataset={server.url.replace('://', '://me:hunter2@')}?sig=s1gnature"
     broken = runner.train("run", address, *common, *settings, "data.workers=2")
     line = next(line for line in broken.err.splitlines() if line.startswith("crate-graph: failed:"))
-    assert broken.code == 1 and f"/{lost}?***: HTTP 503 (4 tries)" in line and "Traceback" not in broken.err
+    assert broken.code == 1 and f"/{lost}?***: HTTP 503 (6 tries)" in line and "Traceback" not in broken.err
     assert len(broken.losses) > 10 and not (broken.run_dir / "summary.json").exists()
 
     server.faults.clear()
