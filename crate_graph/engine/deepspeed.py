@@ -87,8 +87,17 @@ class DeepSpeedEngine(Engine):
         if self._zero is None:
             grads = [p.grad for p in self._params.values() if p.grad is not None]
             return square_sum(grads, self.device) / self.ranks.world
-        shards = [g for group in self._zero.averaged_gradients.values() for g in group or ()]
-        return square_sum(shards, self.device)
+        return square_sum(self._gradient_shards(), self.device)
+
+    def gradients(self) -> list[Tensor]:
+        return [*super().gradients(), *self._gradient_shards()]
+
+    def masters(self) -> list[Tensor]:
+        if self._zero is None:
+            return []
+        return (
+            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
 
     def step(self) -> None:
         self._engine.step()
@@ -148,16 +157,15 @@ class DeepSpeedEngine(Engine):
         Left to itself, DeepSpeed links parameters to moments after the first step of the first parameter group, when
         the other groups have none yet.
         """
-        if self._zero is None:
-            partitions = list(self._params.values())
-        elif self.stage == 3:
-            partitions = self._zero.fp32_partitioned_groups_flat
-        else:
-            partitions = self._zero.single_partition_of_fp32_groups
-        for partition in partitions:
+        for partition in self.masters() or self._params.values():
             self.optimizer.state[partition] = fresh_state(self.optimizer, partition, 0)
         if self.stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _gradient_shards(self) -> list[Tensor]:
+        if self._zero is None:
+            return []
+        return [g for group in self._zero.averaged_gradients.values() for g in group or ()]
 
     def _get(self, name: str, key: str | None) -> Tensor:
         """Full fp32 value of a parameter (key None) or of one of its moments. Collective."""
