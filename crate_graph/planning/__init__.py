@@ -1,1 +1,1 @@
-"""What a run needs before it starts: memory, time, traffic and disk, from a traced model, and where a recipe cannot run."""
+"""What a run needs before it starts - memory, time, traffic, disk - and where a recipe cannot run as asked."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 PLAN = """\
-Say what a run needs before it starts, on a machine that has none of its GPUs: batch arithmetic, slots and shards of each
-reader, memory per GPU by kind, FLOPs, communication, time, checkpoints, and every contradiction with its remedy. Exit
-code 2 where the recipe cannot run as asked.
+Say what a run needs before it starts, on a machine that has none of its GPUs: batch arithmetic, slots and shards of
+each reader, memory per GPU by kind, FLOPs, communication, time, checkpoints, and every contradiction with its remedy.
+Exit code 2 where the recipe cannot run as asked.
 
 example:
   crate-graph plan crate/imagenet1k_base_paper --nodes 4 --gpus-per-node 8 --device h100

@@ -40,15 +40,17 @@ def of_batches(recipe: Recipe, world: int) -> list[Finding]:
             found.append(
                 Finding(
                     False,
-                    f"batch.global_batch={batch.global_batch} leaves {micro_batch} samples to each of {world} processes, "
-                    f"too few to keep a GPU busy; use fewer GPUs, or a larger global batch with another optimizer.lr",
+                    f"batch.global_batch={batch.global_batch} leaves {micro_batch} samples to each of {world} "
+                    f"processes, too few to keep a GPU busy; use fewer GPUs, or a larger global batch with another "
+                    f"optimizer.lr",
                 )
             )
         if recipe.engine.zero_stage == 2 and accumulation > 1:
             found.append(
                 Finding(
                     False,
-                    f"ZeRO-2 reduces gradients with each of {accumulation} micro batches; engine.zero_stage=1 does it once",
+                    f"ZeRO-2 reduces gradients with each of {accumulation} micro batches; "
+                    f"engine.zero_stage=1 does it once",
                 )
             )
     count = readers(data, world)
@@ -80,7 +82,8 @@ def of_data(recipe: Recipe, split: Split, world: int, shares: Shares | None) -> 
             Finding(
                 True,
                 f"data.dataset={recipe.data.dataset} has {split.samples:,} samples, fewer than one "
-                f"batch.global_batch={batch.global_batch}; choose one of at most {split.samples} and slots that divide it",
+                f"batch.global_batch={batch.global_batch}; choose one of at most {split.samples} and slots that "
+                f"divide it",
             )
         )
     elif split.samples is not None and split.samples % batch.global_batch > 0.1 * split.samples:

@@ -1,6 +1,6 @@
 """What a few real training steps of a recipe hold, send, write and take on the machine at hand, on synthetic images.
 
-Run alone or under torchrun: `python -m crate_graph.planning.measure RECIPE.yaml OUTPUT.json`.
+Alone or under torchrun: `python -m crate_graph.planning.measure RECIPE.yaml OUTPUT.json`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,6 +31,7 @@ from crate_graph.engine.base import Engine
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective
 from crate_graph.ops.memory import saved_bytes
+from crate_graph.planning.rates import device_rates, fastest
 from crate_graph.planning.tally import Tally
 from crate_graph.planning.trace import batch_of_training
 from crate_graph.resilience.guard import FiniteGuard
@@ -48,8 +50,14 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[str, Any]:
     batch. peak: most bytes in a step. flops: of a step. sent: bytes handed to collectives in a step, by their name.
     checkpoint: bytes by file. step_seconds: median.
     """
+    with process_group(ranks):
+        return measure_in_group(recipe, ranks, steps=steps)
+
+
+def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[str, Any]:
+    """As `measure`, where the process group is there already."""
     dataset = open_dataset(recipe.data.dataset, recipe.data.root)
-    with process_group(ranks), ExitStack() as stack:
+    with ExitStack() as stack:
         micro_batch, accumulation = recipe.batch.resolve(ranks.world)
         model = build_model(recipe, dataset, init=False)
         model_shapes = shapes(model)
@@ -79,6 +87,8 @@ def measure(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[str, Any]:
         found["sent"] = dict(tally.sent)
         found["peak_of_step"] = _peak(train_step, batch, engine.device)
         found["step_seconds"] = _seconds(train_step, batch, steps)
+        found["rates"] = device_rates(engine.device) | {"ring": _ring_rate(ranks)}
+        found = _of_the_worst_rank(found, ranks)
         found["checkpoint"], found["checkpoint_seconds"] = _checkpoint(
             recipe, dataset, engine, ema, train_step, model_shapes
         )
@@ -168,6 +178,24 @@ def _checkpoint(recipe, dataset, engine, ema, train_step, model_shapes) -> tuple
         seconds = time.perf_counter() - start
         files = {path.name: path.stat().st_size for path in Path(folder).glob("step-*/*")}
     return files, seconds
+
+
+def _of_the_worst_rank(found: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Gradients and the step of the rank that has most; ranks differ in what of ZeRO's shares they hold."""
+    if ranks.world == 1:
+        return found
+    worst = torch.tensor([float(found["gradients"]), found["step_seconds"]], device=ranks.device)
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    return {**found, "gradients": int(worst[0]), "step_seconds": worst[1].item()}
+
+
+def _ring_rate(ranks: Ranks) -> float:
+    """Bytes/s that an all-reduce of 16 MiB moves through each link."""
+    if ranks.world == 1:
+        return float("inf")
+    tensor = torch.ones(2**22, device=ranks.device)
+    seconds = fastest(lambda: dist.all_reduce(tensor), ranks.device)
+    return 2 * (ranks.world - 1) / ranks.world * tensor.nbytes / seconds
 
 
 def _random_batch(recipe: Recipe, dataset: Dataset, samples: int) -> Batch:

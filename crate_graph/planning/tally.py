@@ -1,7 +1,8 @@
 """What a piece of tensor code holds in memory at each moment, and what each operation computes and moves.
 
 It watches operations as they are dispatched, on real tensors or on fake ones alike, so that what is predicted of a
-training step and what a step does are counted by one rule. Memory that a kernel takes and gives back inside is not seen.
+training step and what a step does are counted by one rule. Memory that a kernel takes and gives back inside is not
+seen.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ class _Facts(NamedTuple):
     communicates: bool
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facts(func: Any) -> _Facts:
     name = func._overloadpacket.__name__
     shares = any(result.alias_info is not None for result in func._schema.returns)

@@ -1,7 +1,7 @@
-"""Seconds of a step from its operations: each takes as long as its arithmetic or its memory traffic, whichever is more.
+"""Seconds of a step from its operations: each takes as long as its arithmetic, or its memory traffic if that is more.
 
-A roofline for every operation (Williams et al., Commun. ACM 52(4), 2009). It follows eager PyTorch, where each operation
-reads its arguments from memory and writes its results back; `torch.compile` would fuse some of them.
+A roofline for every operation (Williams et al., Commun. ACM 52(4), 2009). It follows eager PyTorch, where each
+operation reads its arguments from memory and writes its results back; `torch.compile` would fuse some of them.
 """
 
 from __future__ import annotations

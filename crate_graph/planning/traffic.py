@@ -7,13 +7,13 @@
     ZeRO-2               all-gather of the weights                             all-reduce of the gradients
     ZeRO-3                                                                     all-gather of the weights, reduce-scatter
 
-DeepSpeed's stages 1 and 2 all-reduce their buckets although a reduce-scatter would do (`use_multi_rank_bucket_allreduce`).
-With recomputation ZeRO-3 gathers no more often, because weights stay until the end of the backward pass. Every step has
-the word besides, 56 bytes (`engine.word`).
+DeepSpeed's stages 1 and 2 all-reduce their buckets although a reduce-scatter would do
+(`use_multi_rank_bucket_allreduce`). With recomputation ZeRO-3 gathers no more often, because weights stay until the end
+of the backward pass. Every step has the word besides, 56 bytes (`engine.word`).
 
-A ring of N ranks moves 2 (N - 1) / N of the tensor through each link for an all-reduce, and half of that for the others
-(Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). Inside a node the link is that of the GPU; among nodes it
-is the slower of that and of what the node's ports carry together.
+A ring of N ranks moves 2 (N - 1) / N of the tensor through each link for an all-reduce, and half of that for the
+others (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). Inside a node the link is that of the GPU; among
+nodes it is the slower of that and of what the node's ports carry together.
 """
 
 from __future__ import annotations

@@ -1,0 +1,88 @@
+"""What is predicted of a step on fake tensors is what a real step holds, computes and writes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crate_graph.cluster.ranks import Ranks
+from crate_graph.config.schema import ActivationCheckpointing
+from crate_graph.data import open_dataset
+from crate_graph.engine.objective import Objective
+from crate_graph.models.checkpointing import MODES, available_modes
+from crate_graph.ops.memory import saved_bytes
+from crate_graph.planning.check import compare, predict
+from crate_graph.planning.measure import _random_batch, measure
+from crate_graph.planning.tally import Tally
+from crate_graph.planning.trace import trace_step
+from crate_graph.tasks import build_task
+from crate_graph.train.run import build_model
+
+MODELS = ("crate", "vit", "ugtv_fast")
+ON_CPU = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operation": 1e-6, "ring": 1e9}
+
+
+def kept_by_a_real_step(recipe, dataset, samples):
+    objective = Objective(build_model(recipe, dataset), build_task(recipe), recipe.precision).train()
+    batch = _random_batch(recipe, dataset, samples)
+    tensors = (batch.images, batch.targets, batch.weights)
+    return saved_bytes(lambda: objective(*tensors)[0], [*objective.parameters(), *tensors])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_bytes_kept_for_the_backward_pass_in_each_mode(small_recipe, model, precision):
+    dataset = open_dataset(small_recipe(model).data.dataset)
+    modes = available_modes(build_model(small_recipe(model), dataset))
+    assert len(modes) >= 3
+    kept = []
+    for mode in modes:
+        asked = ActivationCheckpointing(mode=mode, k=2)
+        recipe = small_recipe(model, precision=precision, activation_checkpointing=asked.model_dump())
+        kept.append(trace_step(recipe, dataset, 8, cuda=False).kept)
+        assert kept[-1] == kept_by_a_real_step(recipe, dataset, 8), mode
+    assert len(set(kept)) == len(modes)  # the modes differ, so an ignored one would be seen
+    assert set(modes) <= set(MODES)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_measured_step(small_recipe, model):
+    recipe = small_recipe(model, batch={"global_batch": 8, "micro_batch": 4})
+    dataset = open_dataset(recipe.data.dataset)
+    measured = measure(recipe, Ranks(), steps=1)
+    predicted = predict(recipe, dataset, 1, ON_CPU)
+    assert measured["state"] == predicted["state"]
+    assert measured["gradients"] == predicted["gradients"]
+    assert measured["kept"] == predicted["kept"]
+    assert measured["flops"] == pytest.approx(predicted["flops"], rel=0.02)
+    assert measured["peak_of_step"] == pytest.approx(predicted["peak_of_step"], rel=0.1)
+    for name, size in measured["checkpoint"].items():
+        if name.endswith(".safetensors") or name == "recipe.yaml":
+            assert size == predicted["checkpoint"][name], name
+    assert sum(measured["checkpoint"].values()) == pytest.approx(sum(predicted["checkpoint"].values()), abs=4096)
+    assert {"weights, bytes", "step, ms", "products per step, FLOP"} <= {
+        row["what"] for row in compare(predicted, measured)
+    }
+
+
+def test_autocast_of_cuda_keeps_layer_norms_in_float32(small_recipe):
+    recipe = small_recipe("vit")
+    dataset = open_dataset(recipe.data.dataset)
+    on_cpu, on_cuda = (trace_step(recipe, dataset, 8, cuda=cuda).kept for cuda in (False, True))
+    assert on_cuda > on_cpu
+
+
+def test_a_tally_sees_memory_come_and_go():
+    with Tally() as tally:
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.ones(5000).sum()
+        view = kept[:10].view(2, 5)
+    assert tally.live["activations"] == kept.untyped_storage().nbytes() == 4000
+    assert 4000 + 20000 <= tally.peak < 4000 + 2 * 20000
+    assert [op.name for op in tally.operations] == ["zeros", *(["ones", "sum"] * 3)]
+    tally.name("weights", [view])
+    assert tally.live["weights"] == 4000
+    assert tally.live["activations"] == 0
+    del kept, view
+    assert tally.live["weights"] == 0
