@@ -72,7 +72,7 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[st
         stack.callback(engine.close)
         ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay is not None else None
         train_step = TrainStep(recipe, engine, accumulation, 1000, ema)
-        batch = _random_batch(recipe, dataset, micro_batch * accumulation)
+        batch = random_batch(recipe, dataset, micro_batch * accumulation)
         for step in range(2):  # the second one has what the first one made: buckets, moments, gradients of DDP
             train_step(step, batch)
         found: dict[str, Any] = {"world": ranks.world, "state": state_bytes(engine, ema)}
@@ -198,7 +198,8 @@ def _ring_rate(ranks: Ranks) -> float:
     return 2 * (ranks.world - 1) / ranks.world * tensor.nbytes / seconds
 
 
-def _random_batch(recipe: Recipe, dataset: Dataset, samples: int) -> Batch:
+def random_batch(recipe: Recipe, dataset: Dataset, samples: int) -> Batch:
+    """Noise in the place of images, or of pictures of which half the values are known."""
     images, targets, weights = batch_of_training(recipe, dataset, samples)
     generator = torch.Generator().manual_seed(0)
     images.uniform_(0, 1, generator=generator)

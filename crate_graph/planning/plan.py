@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from crate_graph.config.schema import Recipe
-from crate_graph.data import open_dataset
+from crate_graph.data import Dataset, open_dataset
+from crate_graph.errors import UserError
 from crate_graph.planning import contradictions as find
+from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.given import Given
 from crate_graph.planning.memory import trace_for
 from crate_graph.planning.memory_sections import memory_section, modes_section, stages_section
@@ -19,6 +21,7 @@ from crate_graph.planning.sections import (
     stream_section,
     time_section,
 )
+from crate_graph.planning.trace import Trace
 from crate_graph.planning.traffic import Cluster
 from crate_graph.train.run import check_model
 
@@ -36,14 +39,14 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
     forward_flops = check_model(recipe, dataset)
     micro_batch, accumulation = micro_batch_of(recipe, cluster.world)
-    trace = trace_for(recipe, dataset, cluster.world, micro_batch, accumulation)
+    trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
     given = Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops)
 
     known = reader_shares(given)
     modes, peaks = modes_section(given)
     memory, in_memory = memory_section(given, peaks)
     disk, at_disk = disk_section(given)
-    findings = [
+    findings += [
         *find.of_batches(recipe, cluster.world),
         *find.of_data(recipe, split, cluster.world, known),
         *find.of_device(recipe, cluster),
@@ -62,6 +65,21 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
         disk,
     ]
     return Plan(_title(given), sections, findings)
+
+
+def _trace(
+    recipe: Recipe, dataset: Dataset, world: int, micro_batch: int, accumulation: int
+) -> tuple[Trace, list[Finding]]:
+    """With the recipe's activation checkpointing; without any, and a finding, where the model has no such mode."""
+    asked = recipe.activation_checkpointing
+    try:
+        return trace_for(recipe, dataset, world, micro_batch, accumulation), []
+    except UserError as error:
+        if asked.mode == "none":
+            raise
+        none = asked.model_copy(update={"mode": "none"})
+        trace = trace_for(recipe, dataset, world, micro_batch, accumulation, checkpointing=none)
+        return trace, [Finding(True, f"activation_checkpointing.mode={asked.mode}: {error}")]
 
 
 def _title(given: Given) -> str:

@@ -14,7 +14,7 @@ from crate_graph.planning.timing import ComputeTime, compute_time
 from crate_graph.planning.trace import Trace
 from crate_graph.planning.traffic import Cluster, exposed_seconds, messages
 
-WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+FEWEST, MOST = 8, 4096  # GPUs
 _WORTH = 0.5  # efficiency below which the next doubling is said to make no sense, assumed
 _UNITS = {
     "step": "s",
@@ -40,13 +40,13 @@ def scaling_plan(
     traces: dict[tuple[int, int], Trace] = {}
     rows: list[dict[str, Any]] = []
     first_rate = None
-    for world in WORLDS:
-        if not grows and recipe.batch.global_batch < world:
+    counts = node_counts(cluster.gpus_per_node)
+    for nodes in counts:
+        at = cluster._replace(nodes=nodes)
+        world = at.world
+        if rows and not grows and recipe.batch.global_batch < world:
             break
-        at = cluster._replace(
-            nodes=max(1, world // cluster.gpus_per_node), gpus_per_node=min(world, cluster.gpus_per_node)
-        )
-        asked = _grown(recipe, world) if grows else recipe
+        asked = _grown(recipe, nodes // counts[0]) if grows else recipe
         row = _row(asked, dataset, split, at, traces)
         rate = row["images/s"] / world
         first_rate = first_rate or rate
@@ -54,8 +54,16 @@ def scaling_plan(
         rows.append(row | {"why not": _why_not(asked, split, world, row, rows)})
     batch = "that grows with the GPUs" if grows else f"of {recipe.batch.global_batch} on any number"
     basis = f"as in a plan of each; {cluster.gpus_per_node} GPUs a node; a global batch {batch}"
-    title = f"{recipe.name}: {recipe.model.name}, {recipe.precision}, from {WORLDS[0]} to {rows[-1]['GPUs']:,} GPUs"
+    title = (
+        f"{recipe.name}: {recipe.model.name}, {recipe.precision}, from {rows[0]['GPUs']} to {rows[-1]['GPUs']:,} GPUs"
+    )
     return Plan(title, [Section("scaling", rows=rows, units=_UNITS, basis=basis)], _findings(rows, recipe, grows))
+
+
+def node_counts(gpus_per_node: int) -> list[int]:
+    """Doubling, from 8 GPUs to 4,096."""
+    counts = [2**n for n in range(13)]
+    return [nodes for nodes in counts if FEWEST <= nodes * gpus_per_node <= MOST] or [1]
 
 
 def _row(
@@ -88,9 +96,8 @@ def _row(
     }
 
 
-def _grown(recipe: Recipe, world: int) -> Recipe:
-    """The recipe with a global batch, and slots, that grow from those at the fewest GPUs."""
-    times = world // WORLDS[0]
+def _grown(recipe: Recipe, times: int) -> Recipe:
+    """The recipe with a global batch, and slots, that are so many times larger."""
     batch = recipe.batch.model_copy(update={"global_batch": recipe.batch.global_batch * times})
     data = recipe.data.model_copy(update={"slots": recipe.data.slots * times})
     return recipe.model_copy(update={"batch": batch, "data": data})
@@ -123,7 +130,7 @@ def _findings(rows: list[dict[str, Any]], recipe: Recipe, grows: bool) -> list[F
         found.append(
             Finding(False, f"beyond {makes_sense[-1]['GPUs']:,} GPUs it stops making sense: {after['why not']}")
         )
-    if not grows and rows[-1]["GPUs"] < WORLDS[-1]:
+    if not grows and 2 * rows[-1]["GPUs"] <= MOST:
         found.append(
             Finding(
                 False,

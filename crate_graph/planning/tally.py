@@ -82,8 +82,8 @@ class Tally(TorchDispatchMode):
             self._see(tensor.untyped_storage(), OTHER)
         if facts.communicates:
             self.sent[facts.name.strip("_")] += _message(args)
-        if (facts.writes and args) or (made and not facts.reserves):
-            given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        if (facts.writes and given) or (made and not facts.reserves):
             moved = sum(map(_bytes, given)) + sum(map(_bytes, made))
             dtype = (made or given)[0].dtype
             flops = _flops(func, facts.name, args, kwargs, result)

@@ -9,7 +9,7 @@
 
 DeepSpeed's stages 1 and 2 all-reduce their buckets although a reduce-scatter would do
 (`use_multi_rank_bucket_allreduce`). With recomputation ZeRO-3 gathers no more often, because weights stay until the end
-of the backward pass. Every step has the word besides, 56 bytes (`engine.word`).
+of the backward pass. Every step has the word besides (`engine.word`).
 
 A ring of N ranks moves 2 (N - 1) / N of the tensor through each link for an all-reduce, and half of that for the
 others (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69(2), 2009). Inside a node the link is that of the GPU; among
@@ -25,7 +25,6 @@ from crate_graph.config.schema import EngineConfig
 from crate_graph.planning.hardware import Assumptions, Device, Network
 from crate_graph.planning.state import FP32, Layout
 
-WORD = 7 * 8  # bytes
 _DDP_BUCKET = 25 * 2**20  # bytes; DistributedDataParallel's default of bucket_cap_mb
 _STARTS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # times round the ring
 
@@ -56,9 +55,9 @@ def messages(layout: Layout, engine: EngineConfig, world: int, accumulation: int
     if world == 1:
         return []
     whole = FP32 * layout.elements
+    word = Message("all-reduce", word_bytes(world), 1, hidden=False)
     if engine.name == "accelerate":
-        return [Message("all-reduce", whole, 1, hidden=True), Message("all-reduce", WORD, 1, hidden=False)]
-    word = Message("all-reduce", WORD, 1, hidden=False)
+        return [Message("all-reduce", whole, 1, hidden=True), word]
     if engine.zero_stage == 0:
         return [Message("all-reduce", whole, 1, hidden=False), word]
     if engine.zero_stage < 3:
@@ -76,6 +75,11 @@ def messages(layout: Layout, engine: EngineConfig, world: int, accumulation: int
         Message("reduce-scatter", padded, accumulation, hidden=True),
         word,
     ]
+
+
+def word_bytes(world: int) -> int:
+    """Of `engine.word`: seven numbers, and two for each rank, in float64."""
+    return 8 * (7 + 2 * world)
 
 
 def seconds(message: Message, cluster: Cluster) -> float:

@@ -59,6 +59,7 @@ def test_a_plan_that_runs(tiny, capsys):
 
 def test_everything_that_contradicts_is_listed_and_the_exit_code_is_2(tiny, capsys):
     words = ("--gpus-per-node", "3", "data.workers=2", "engine={name: deepspeed, zero_stage: 1}", "--samples", "50")
+    words += ("activation_checkpointing.mode=block", "model.name=vit_small_patch16_224")
     code, plan = planned(capsys, tiny, *words, "--usable-memory", "1e-7", "--shards", "2")
     assert code == 2
     assert not plan["runs"]
@@ -67,6 +68,7 @@ def test_everything_that_contradicts_is_listed_and_the_exit_code_is_2(tiny, caps
     assert "2 or 4 processes" in stops
     assert "data.slots=4 do not divide among 3 processes x 2 workers" in stops
     assert "50 samples, fewer than one batch.global_batch=64" in stops
+    assert "vit_small_patch16_224 has no activation checkpointing 'block'; choose from 'none', 'layer'" in stops
     assert "a step needs" in stops
     assert "evaluation.batch_size=256 needs" in stops
     notes = " | ".join(finding["text"] for finding in plan["findings"] if not finding["stops"])
@@ -132,7 +134,6 @@ def test_scaling(tiny, tmp_path, capsys):
         (("--output", "x.svg"), "add --scaling"),
         (("model.name=resnet_of_dreams",), "resnet_of_dreams"),
         (("data.dataset=nowhere",), "nowhere"),
-        (("activation_checkpointing.mode=block", "model.name=vit_tiny_patch16_224"), "no activation checkpointing"),
     ],
 )
 def test_mistakes(tiny, capsys, words, message):

@@ -12,19 +12,20 @@ from crate_graph.engine.objective import Objective
 from crate_graph.models.checkpointing import MODES, available_modes
 from crate_graph.ops.memory import saved_bytes
 from crate_graph.planning.check import compare, predict
-from crate_graph.planning.measure import _random_batch, measure
+from crate_graph.planning.measure import measure, random_batch
 from crate_graph.planning.tally import Tally
 from crate_graph.planning.trace import trace_step
 from crate_graph.tasks import build_task
 from crate_graph.train.run import build_model
 
 MODELS = ("crate", "vit", "ugtv_fast")
-ON_CPU = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operation": 1e-6, "ring": 1e9}
+FAKE = 0.005  # a LayerNorm of bf16 tokens and fp32 weights keeps its means in fp32 on a CPU, in bf16 on fake tensors
+RATES = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operation": 1e-6, "ring": 1e9}
 
 
 def kept_by_a_real_step(recipe, dataset, samples):
     objective = Objective(build_model(recipe, dataset), build_task(recipe), recipe.precision).train()
-    batch = _random_batch(recipe, dataset, samples)
+    batch = random_batch(recipe, dataset, samples)
     tensors = (batch.images, batch.targets, batch.weights)
     return saved_bytes(lambda: objective(*tensors)[0], [*objective.parameters(), *tensors])
 
@@ -40,7 +41,7 @@ def test_bytes_kept_for_the_backward_pass_in_each_mode(small_recipe, model, prec
         asked = ActivationCheckpointing(mode=mode, k=2)
         recipe = small_recipe(model, precision=precision, activation_checkpointing=asked.model_dump())
         kept.append(trace_step(recipe, dataset, 8, cuda=False).kept)
-        assert kept[-1] == kept_by_a_real_step(recipe, dataset, 8), mode
+        assert kept[-1] == pytest.approx(kept_by_a_real_step(recipe, dataset, 8), rel=FAKE), mode
     assert len(set(kept)) == len(modes)  # the modes differ, so an ignored one would be seen
     assert set(modes) <= set(MODES)
 
@@ -50,10 +51,10 @@ def test_a_measured_step(small_recipe, model):
     recipe = small_recipe(model, batch={"global_batch": 8, "micro_batch": 4})
     dataset = open_dataset(recipe.data.dataset)
     measured = measure(recipe, Ranks(), steps=1)
-    predicted = predict(recipe, dataset, 1, ON_CPU)
+    predicted = predict(recipe, dataset, 1, RATES)
     assert measured["state"] == predicted["state"]
     assert measured["gradients"] == predicted["gradients"]
-    assert measured["kept"] == predicted["kept"]
+    assert measured["kept"] == pytest.approx(predicted["kept"], rel=FAKE)
     assert measured["flops"] == pytest.approx(predicted["flops"], rel=0.02)
     assert measured["peak_of_step"] == pytest.approx(predicted["peak_of_step"], rel=0.1)
     for name, size in measured["checkpoint"].items():
@@ -66,7 +67,7 @@ def test_a_measured_step(small_recipe, model):
 
 
 def test_autocast_of_cuda_keeps_layer_norms_in_float32(small_recipe):
-    recipe = small_recipe("vit")
+    recipe = small_recipe("crate")  # whose patches pass through a LayerNorm in bf16
     dataset = open_dataset(recipe.data.dataset)
     on_cpu, on_cuda = (trace_step(recipe, dataset, 8, cuda=cuda).kept for cuda in (False, True))
     assert on_cuda > on_cpu
