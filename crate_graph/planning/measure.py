@@ -43,18 +43,18 @@ from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
 
 
-def measure(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[str, Any]:
+def measure(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: bool = True) -> dict[str, Any]:
     """Collective. Bytes, seconds and counts of this rank:
 
     state: bytes by kind between two steps; gradients: when all are made. kept: for the backward pass of one micro
     batch. peak: most bytes in a step. flops: of a step. sent: bytes handed to collectives in a step, by their name.
-    checkpoint: bytes by file. step_seconds: median.
+    checkpoint: bytes by file. step_seconds: median. rates: of the device, where asked for, see `planning.rates`.
     """
     with process_group(ranks):
-        return measure_in_group(recipe, ranks, steps=steps)
+        return measure_in_group(recipe, ranks, steps=steps, rates=rates)
 
 
-def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[str, Any]:
+def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: bool = True) -> dict[str, Any]:
     """As `measure`, where the process group is there already."""
     dataset = open_dataset(recipe.data.dataset, recipe.data.root)
     with ExitStack() as stack:
@@ -87,7 +87,8 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3) -> dict[st
         found["sent"] = dict(tally.sent)
         found["peak_of_step"] = _peak(train_step, batch, engine.device)
         found["step_seconds"] = _seconds(train_step, batch, steps)
-        found["rates"] = device_rates(engine.device) | {"ring": _ring_rate(ranks)}
+        if rates:
+            found["rates"] = device_rates(engine.device) | {"ring": _ring_rate(ranks)}
         found = _of_the_worst_rank(found, ranks)
         found["checkpoint"], found["checkpoint_seconds"] = _checkpoint(
             recipe, dataset, engine, ema, train_step, model_shapes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-_SIDE = {"cpu": 768, "cuda": 4096}  # of the matrices: a small product, but large enough to reach the peak
+_SIDE = {"cpu": 384, "cuda": 4096}  # of the matrices: a small product, but large enough to reach the peak
 _COPIED = 2**26  # bytes: more than caches hold
 
 

@@ -30,8 +30,9 @@ def kept_by_a_real_step(recipe, dataset, samples):
     return saved_bytes(lambda: objective(*tensors)[0], [*objective.parameters(), *tensors])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "precision"), [("crate", "fp32"), ("crate", "bf16"), ("vit", "bf16"), ("ugtv_fast", "bf16")]
+)
 def test_bytes_kept_for_the_backward_pass_in_each_mode(small_recipe, model, precision):
     dataset = open_dataset(small_recipe(model).data.dataset)
     modes = available_modes(build_model(small_recipe(model), dataset))
@@ -50,7 +51,7 @@ def test_bytes_kept_for_the_backward_pass_in_each_mode(small_recipe, model, prec
 def test_a_measured_step(small_recipe, model):
     recipe = small_recipe(model, batch={"global_batch": 8, "micro_batch": 4})
     dataset = open_dataset(recipe.data.dataset)
-    measured = measure(recipe, Ranks(), steps=1)
+    measured = measure(recipe, Ranks(), steps=1, rates=False)
     predicted = predict(recipe, dataset, 1, RATES)
     assert measured["state"] == predicted["state"]
     assert measured["gradients"] == predicted["gradients"]
