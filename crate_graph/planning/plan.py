@@ -39,7 +39,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
     forward_flops = check_model(recipe, dataset)
     micro_batch, accumulation = micro_batch_of(recipe, cluster.world)
-    trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
+    recipe, trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
     given = Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops)
 
     known = reader_shares(given)
@@ -69,17 +69,17 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
 
 def _trace(
     recipe: Recipe, dataset: Dataset, world: int, micro_batch: int, accumulation: int
-) -> tuple[Trace, list[Finding]]:
-    """With the recipe's activation checkpointing; without any, and a finding, where the model has no such mode."""
+) -> tuple[Recipe, Trace, list[Finding]]:
+    """Of the recipe as it is, or without its activation checkpointing, and a finding, where the model has no such mode."""
     asked = recipe.activation_checkpointing
     try:
-        return trace_for(recipe, dataset, world, micro_batch, accumulation), []
+        return recipe, trace_for(recipe, dataset, world, micro_batch, accumulation), []
     except UserError as error:
         if asked.mode == "none":
             raise
-        none = asked.model_copy(update={"mode": "none"})
-        trace = trace_for(recipe, dataset, world, micro_batch, accumulation, checkpointing=none)
-        return trace, [Finding(True, f"activation_checkpointing.mode={asked.mode}: {error}")]
+        without = recipe.model_copy(update={"activation_checkpointing": asked.model_copy(update={"mode": "none"})})
+        trace = trace_for(without, dataset, world, micro_batch, accumulation)
+        return without, trace, [Finding(True, f"activation_checkpointing.mode={asked.mode}: {error}")]
 
 
 def _title(given: Given) -> str:
