@@ -70,7 +70,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
 def _trace(
     recipe: Recipe, dataset: Dataset, world: int, micro_batch: int, accumulation: int
 ) -> tuple[Recipe, Trace, list[Finding]]:
-    """Of the recipe as it is, or without its activation checkpointing, and a finding, where the model has no such mode."""
+    """Of the recipe; without its activation checkpointing, and with a finding, where the model has no such mode."""
     asked = recipe.activation_checkpointing
     try:
         return recipe, trace_for(recipe, dataset, world, micro_batch, accumulation), []
