@@ -198,7 +198,7 @@ def _gradients(objective: Objective, params: list[Tensor], batch: Sequence[Tenso
     tally.phase = FORWARD
     loss, _ = objective(*batch)
     tally.phase = BACKWARD
-    (loss * torch.ones(())).backward()
+    torch.autograd.backward(loss * torch.ones(()))  # the method would suspend CudaAutocast, which recomputing needs
     for hook in hooks:
         hook.remove()
     return tally.at_peak
