@@ -21,15 +21,27 @@ from crate_graph.engine.base import Engine, MicroBatch, OptimizerFactory, Portab
 from crate_graph.engine.objective import Objective
 from crate_graph.engine.optimizers import fresh_state
 
+_LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own size, which it reserves for the smallest model too
 
-def deepspeed_config(stage: int, *, micro_batch: int, accumulation: int, world: int) -> dict[str, Any]:
-    """The JSON that DeepSpeed reads; everything else of the recipe is applied outside of it."""
+
+def reduce_bucket(elements: int) -> int:
+    """Elements of the bucket in which ZeRO stages 1 to 3 gather gradients of a model that trains so many."""
+    return max(1, min(elements, _LARGEST_BUCKET))
+
+
+def deepspeed_config(stage: int, *, elements: int, micro_batch: int, accumulation: int, world: int) -> dict[str, Any]:
+    """The JSON that DeepSpeed reads; everything else of the recipe is applied outside of it.
+
+    Args:
+        elements: of the parameters that are trained.
+    """
     return {
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {
             "stage": stage,
+            "reduce_bucket_size": reduce_bucket(elements),
             "stage3_param_persistence_threshold": 0,  # every parameter is partitioned, small ones too
         },
         "zero_allow_untested_optimizer": True,
@@ -58,7 +70,13 @@ class DeepSpeedEngine(Engine):
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
-            config=deepspeed_config(stage, micro_batch=micro_batch, accumulation=accumulation, world=ranks.world),
+            config=deepspeed_config(
+                stage,
+                elements=sum(p.numel() for p in names),
+                micro_batch=micro_batch,
+                accumulation=accumulation,
+                world=ranks.world,
+            ),
             dist_init_required=False,
         )
         self._zero = self._engine.optimizer if stage else None

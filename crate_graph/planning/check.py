@@ -24,7 +24,7 @@ from crate_graph.planning.disk import checkpoint_files
 from crate_graph.planning.hardware import Assumptions, Device, Network
 from crate_graph.planning.memory import peak_bytes, trace_for
 from crate_graph.planning.report import Plan, Section
-from crate_graph.planning.state import gradient_bytes, state_bytes
+from crate_graph.planning.state import buffer_bytes, gradient_bytes, state_bytes
 from crate_graph.planning.tally import OTHER
 from crate_graph.planning.timing import compute_time
 from crate_graph.planning.trace import BACKWARD, FORWARD, Trace
@@ -147,14 +147,15 @@ def sent_by_collective(measured: Mapping[str, Any]) -> dict[str, int]:
 
 def _beyond_state(trace: Trace, recipe: Recipe, world: int) -> int:
     """Of the peak, what a step adds to what is there before it: not the batch, nor DDP's gradients, which stay."""
-    kinds = peak_bytes(trace, recipe.engine, world)
-    gradients = kinds["gradients"]
+    kinds = peak_bytes(trace, recipe.engine, world, gloo=not torch.cuda.is_available())
+    gradients, bucket = kinds["gradients"], kinds["bucket"]
     if recipe.engine.name == "accelerate" and world > 1:
         gradients = 0
-    if recipe.engine.zero_stage == 3:
-        gradients -= gradient_bytes(trace.layout, recipe.engine, world)  # the flat buffer of shares stays too
+    if recipe.engine.zero_stage == 3:  # the flat buffer of shares stays too, and the bucket
+        gradients -= gradient_bytes(trace.layout, recipe.engine, world)
+        bucket -= buffer_bytes(trace.layout, recipe.engine)
     batch = kinds["batch"] if torch.cuda.is_available() else 0  # on a CPU the step copies nothing
-    return kinds[OTHER] + gradients + kinds["bucket"] + kinds["gathered"] + batch
+    return kinds[OTHER] + gradients + bucket + kinds["gathered"] + batch
 
 
 def _this_machine(world: int, rates: Mapping[str, float]) -> Cluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crate_graph.config.schema import ActivationCheckpointing, EngineConfig, Recipe
 from crate_graph.data import Dataset
+from crate_graph.engine.deepspeed import reduce_bucket
 from crate_graph.planning.state import FP32, buffer_bytes, gathered_bytes, gradient_bytes, state_bytes
 from crate_graph.planning.tally import OTHER
 from crate_graph.planning.trace import Trace, trace_step
@@ -32,8 +33,10 @@ def trace_for(
     )
 
 
-def peak_bytes(trace: Trace, engine: EngineConfig, world: int) -> dict[str, int]:
+def peak_bytes(trace: Trace, engine: EngineConfig, world: int, *, gloo: bool = False) -> dict[str, int]:
     """Of the worse of the two moments of a step: while gradients are made, and while they are applied.
+
+    With `gloo` a reduce-scatter takes a copy of what it is given; NCCL takes none.
 
     Kinds: those of `state_bytes`, gathered (weights, ZeRO-3), gradients, bucket (DeepSpeed's), batch, activations.
     """
@@ -43,19 +46,22 @@ def peak_bytes(trace: Trace, engine: EngineConfig, world: int) -> dict[str, int]
         "gathered": gathered_bytes(layout, engine, world),
         "batch": trace.peak["batch"],
     }
-    share = gradient_bytes(layout, engine, world)
+    share, bucket = gradient_bytes(layout, engine, world), buffer_bytes(layout, engine)
     growing = trace.peak.get("gradients", 0)  # when activations are most
-    made = {0: growing, 1: growing, 2: share, 3: growing + share}[stage]
-    while_made = {**held, "gradients": made, "bucket": buffer_bytes(engine), OTHER: trace.peak[OTHER]}
+    made = {0: growing, 1: growing, 2: share, 3: share}[stage]
+    while_made = {**held, "gradients": made, "bucket": bucket, OTHER: trace.peak[OTHER]}
 
     whole = FP32 * layout.elements
     temporary = trace.peak_of_update[OTHER] // (world if stage else 1)
     if engine.name == "deepspeed" and world > 1:
-        # A bucket is reduced in a copy; at stages 1 and 2 gradients lie in the bucket already.
-        ready = {0: whole, 1: share, 2: share, 3: whole + share}[stage]
-        while_applied = {**held, "gradients": ready, "bucket": buffer_bytes(engine) + whole, OTHER: 0}
+        # A bucket is reduced in a copy. What it does not hold waits, unless it is reduced meanwhile: stages 2 and 3.
+        copied = min(whole, FP32 * reduce_bucket(layout.elements))
+        ready = {0: whole, 1: share + whole - copied, 2: share, 3: share}[stage]
+        copies = 2 if gloo and stage == 3 else 1
+        while_applied = {**held, "gradients": ready, "bucket": bucket + copies * copied, OTHER: 0}
     else:
-        while_applied = {**held, "gradients": share, "bucket": 0, OTHER: temporary}
+        kept_bucket = bucket if stage == 3 else 0
+        while_applied = {**held, "gradients": share, "bucket": kept_bucket, OTHER: temporary}
     return max(while_made, while_applied, key=lambda kinds: sum(kinds.values()))
 
 

@@ -6,12 +6,12 @@ The rules are those of `engine.deepspeed` with DeepSpeed 0.18 to 0.19 over fp32 
     0         all          -              all        all        all
     1         all          a share        a share    all        all until they are reduced, then a share
     2         all          a share        a share    all        in the reduce bucket, then a share
-    3         a share      a share        a share    a share    all until they are reduced, then a share
+    3         a share      a share        a share    a share    in the reduce bucket, then a share
 
 A share is 1/world, rounded up: stages 1 and 2 pad a parameter group to a multiple of 2 x world, stage 3 each parameter
-to a multiple of world. Stages 1 and 2 reserve a reduce bucket in every backward pass, 500 million elements where the
-configuration names no other size. At stage 3 weights are gathered for the forward pass, and as long as they are fewer
-than `max_live_parameters` (a thousand million) they stay until the end of the backward pass.
+to a multiple of world. The reduce bucket is `engine.deepspeed.reduce_bucket`; stages 1 and 2 reserve it in every
+backward pass, stage 3 once and for all. At stage 3 weights are gathered for the forward pass, and as long as they are
+fewer than `max_live_parameters` (a thousand million) they stay until the end of the backward pass.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crate_graph.config.schema import EngineConfig
-from crate_graph.engine.deepspeed import deepspeed_config
+from crate_graph.engine.deepspeed import reduce_bucket
 
 FP32 = 4
-_REDUCE_BUCKET = 500_000_000  # elements; DeepSpeed's default of zero_optimization.reduce_bucket_size
 _MAX_LIVE = 1_000_000_000  # elements; of stage3_max_live_parameters
 
 
@@ -81,12 +80,9 @@ def gradient_bytes(layout: Layout, engine: EngineConfig, world: int) -> int:
     )
 
 
-def buffer_bytes(engine: EngineConfig) -> int:
-    """The reduce bucket that DeepSpeed reserves in each backward pass."""
-    if engine.zero_stage not in (1, 2):
-        return 0
-    section = deepspeed_config(engine.zero_stage, micro_batch=1, accumulation=1, world=1)["zero_optimization"]
-    return FP32 * int(section.get("reduce_bucket_size", _REDUCE_BUCKET))
+def buffer_bytes(layout: Layout, engine: EngineConfig) -> int:
+    """The reduce bucket: stages 1 and 2 reserve it in each backward pass, stage 3 once and for all."""
+    return FP32 * reduce_bucket(layout.elements) if engine.zero_stage else 0
 
 
 def gathered_bytes(layout: Layout, engine: EngineConfig, world: int) -> int:

@@ -198,7 +198,10 @@ def _gradients(objective: Objective, params: list[Tensor], batch: Sequence[Tenso
     tally.phase = FORWARD
     loss, _ = objective(*batch)
     tally.phase = BACKWARD
-    torch.autograd.backward(loss * torch.ones(()))  # the method would suspend CudaAutocast, which recomputing needs
+    # `torch.autograd.backward` would suspend CudaAutocast, which recomputing needs
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss * torch.ones(()),), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
     for hook in hooks:
         hook.remove()
     return tally.at_peak

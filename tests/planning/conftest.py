@@ -35,7 +35,7 @@ VALUES: dict[str, dict[str, Any]] = {
 MODELS = tuple(VALUES)
 
 
-def recipe_of(model: str, **changes: Any) -> Recipe:
+def recipe_of(model: str, /, **changes: Any) -> Recipe:
     """A recipe with a global batch of 8, in bf16; the keys of a section that changes are merged."""
     values = {"name": model, "precision": "bf16", "batch": {"global_batch": 8}, **VALUES[model]}
     for key, value in changes.items():

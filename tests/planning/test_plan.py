@@ -14,6 +14,7 @@ from crate_graph.data import open_dataset
 from crate_graph.planning.contradictions import of_batches
 from crate_graph.planning.hardware import DEVICES, NETWORKS
 from crate_graph.planning.readers import know_split, micro_batch_of
+from crate_graph.planning.report import quantity
 
 
 @pytest.fixture
@@ -77,16 +78,14 @@ def test_everything_that_contradicts_is_listed_and_the_exit_code_is_2(tiny, caps
 
 
 def test_a_micro_batch_that_does_not_fit_is_told_one_that_does(tiny, capsys):
-    _, whole = planned(capsys, tiny, "--gpus-per-node", "1", "evaluation.batch_size=1")
-    _, half = planned(capsys, tiny, "--gpus-per-node", "1", "evaluation.batch_size=1", "batch.micro_batch=32")
-    between = (whole["memory per GPU"]["peak"]["value"] + half["memory per GPU"]["peak"]["value"]) / 2
-    usable = str(between / DEVICES["h100"].memory)
-    words = ("--gpus-per-node", "1", "evaluation.batch_size=1", "--usable-memory", usable)
-    code, plan = planned(capsys, tiny, *words)
+    words = (tiny, "--gpus-per-node", "1", "evaluation.batch_size=1", "--usable-memory")
+    peaks = []
+    for micro_batch in ("64", "32"):
+        _, plan = planned(capsys, *words, "1", f"batch.micro_batch={micro_batch}")
+        peaks.append(plan["memory per GPU"]["peak"]["value"])
+    code, plan = planned(capsys, *words, str(sum(peaks) / 2 / DEVICES["h100"].memory))
     assert code == 2
-    assert "batch.micro_batch=32" in plan["findings"][0]["text"] or "batch.micro_batch=32" in str(plan["findings"])
-    code, plan = planned(capsys, tiny, *words, "batch.micro_batch=32")
-    assert code == 0
+    assert "set batch.micro_batch=32 or activation_checkpointing.mode=" in plan["findings"][0]["text"]
 
 
 def test_a_restoration_recipe_without_its_data(small_recipe, tmp_path, capsys):
@@ -96,8 +95,7 @@ def test_a_restoration_recipe_without_its_data(small_recipe, tmp_path, capsys):
     assert code == 0
     assert plan["stream"]["samples"]["value"] is None
     assert plan["time"]["epoch"]["value"] is None
-    assert main(["plan", str(path), "data.dataset=div2k", "--gpus-per-node", "2"]) == 0
-    assert "unknown" in capsys.readouterr().out
+    assert quantity(None, "s") == "unknown"
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

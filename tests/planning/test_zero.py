@@ -22,9 +22,11 @@ RATES = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operati
 
 @pytest.fixture(scope="module")
 def recipes(small_recipe):
-    """With two micro batches, and an odd number of classes' weights, so that shares do not come out even."""
+    """With two micro batches, and weights that are not small beside activations."""
     batch = {"global_batch": 16, "micro_batch": 4}
-    return {name: small_recipe("crate", batch=batch, engine=engine) for name, engine in ENGINES.items()}
+    model = small_recipe("crate").model.model_dump()
+    model["kwargs"]["embed_dim"] = 192
+    return {name: small_recipe("crate", model=model, batch=batch, engine=engine) for name, engine in ENGINES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_bytes_handed_to_collectives(engine, measured, predicted):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_peak_of_a_step(engine, measured, predicted):
-    assert measured[engine]["peak_of_step"] == pytest.approx(predicted[engine]["peak_of_step"], rel=0.1)
+    assert measured[engine]["peak_of_step"] == pytest.approx(predicted[engine]["peak_of_step"], rel=0.05)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
