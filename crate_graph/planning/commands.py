@@ -12,7 +12,7 @@ from typing import Any
 PLAN = """\
 Say what a run needs before it starts, on a machine that has none of its GPUs: batch arithmetic, slots and shards of
 each reader, memory per GPU by kind, FLOPs, communication, time, checkpoints, and every contradiction with its remedy.
-Exit code 2 where the recipe cannot run as asked.
+Exit code 2 where the recipe cannot run as asked; with --check 1 where the plan is not borne out on this machine.
 
 example:
   crate-graph plan crate/imagenet1k_base_paper --nodes 4 --gpus-per-node 8 --device h100
@@ -113,7 +113,7 @@ def _check(args: argparse.Namespace, recipe: Any) -> int:
     print("predicting and measuring on this machine, which takes a minute or more", file=sys.stderr)
     plan = check(recipe, args.check_batch)
     print(json.dumps(as_json(plan), indent=2) if args.json else as_text(plan))
-    return 0
+    return 0 if plan.runs else 1
 
 
 def _cluster(args: argparse.Namespace) -> Any:

@@ -34,6 +34,7 @@ class Plan:
     recipe: str
     sections: list[Section]
     findings: list[Finding]
+    good: str = "nothing contradicts"  # what is said where nothing was found
 
     @property
     def runs(self) -> bool:
@@ -103,7 +104,7 @@ def quantity(value: float | int | str | None, unit: str) -> str:
 
 def _verdict(plan: Plan) -> list[str]:
     if not plan.findings:
-        return ["nothing contradicts"]
+        return [plan.good]
     stops = sum(finding.stops for finding in plan.findings)
     head = f"{stops} of these stop the run" if stops else "it runs; worth a look"
     ordered = sorted(plan.findings, key=lambda finding: not finding.stops)

@@ -71,15 +71,15 @@ def model_section(given: Given) -> Section:
     trace, layout = given.trace, given.trace.layout
     recomputed = trace.flops(FORWARD, BACKWARD) / given.micro_batch
     shape = "x".join(map(str, image_shapes(given.recipe, given.dataset)[-1]))
-    basis = "meta tensors, products and convolutions"
+    basis = "products and convolutions"
     if given.recipe.task.kind == "restoration":
         basis += ", graph operators by their own count"
     return Section(
         "model",
         [
             Figure("parameters", layout.elements + layout.frozen, "", f"of which trained {layout.elements:,}"),
-            Figure("FLOPs of one image", given.forward_flops, "FLOP", f"forward; {basis}; {shape}"),
-            Figure("training FLOPs per image", int(given.training_flops), "FLOP", "3 x forward in a micro batch"),
+            Figure("FLOPs of one image", int(given.forward_flops), "FLOP", f"forward; {basis}; {shape}"),
+            Figure("training FLOPs per image", int(given.training_flops), "FLOP", "3 x forward"),
             Figure("products per image", int(recomputed), "FLOP", f"{TRACED}; with what is recomputed"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.config.schema import ActivationCheckpointing
@@ -11,7 +12,7 @@ from crate_graph.data import open_dataset
 from crate_graph.engine.objective import Objective
 from crate_graph.models.checkpointing import MODES, available_modes
 from crate_graph.ops.memory import saved_bytes
-from crate_graph.planning.check import compare, predict
+from crate_graph.planning.check import compare, missed, predict
 from crate_graph.planning.measure import measure, random_batch
 from crate_graph.planning.tally import Tally
 from crate_graph.planning.trace import trace_step
@@ -62,9 +63,35 @@ def test_a_measured_step(small_recipe, model):
         if name.endswith(".safetensors") or name == "recipe.yaml":
             assert size == predicted["checkpoint"][name], name
     assert sum(measured["checkpoint"].values()) == pytest.approx(sum(predicted["checkpoint"].values()), abs=4096)
-    assert {"weights, bytes", "step, ms", "products per step, FLOP"} <= {
-        row["what"] for row in compare(predicted, measured)
-    }
+    assert not missed(compare(predicted, measured), "one process")
+
+
+def test_a_prediction_further_off_than_promised_is_said():
+    figures = dict.fromkeys(("gradients", "kept", "peak_of_step", "flops"), 1000)
+    predicted = {**figures, "state": {"weights": 1000}, "sent": {}, "checkpoint": {"a": 1000}, "step_seconds": 1.0}
+    for changes, words in [
+        ({"peak_of_step": 1110}, ["peak beyond state, bytes: 1,110 measured, 1,000 predicted, over 10% apart"]),
+        ({"peak_of_step": 890}, ["over 10% apart"]),
+        ({"flops": 1021}, ["products per step, FLOP: 1,021 measured, 1,000 predicted, over 2% apart"]),
+        ({"peak_of_step": 1090, "flops": 1019, "step_seconds": 5.0}, []),
+    ]:
+        found = missed(compare(predicted, predicted | changes), "one process")
+        assert len(found) == len(words)
+        for finding, word in zip(found, words, strict=True):
+            assert finding.stops
+            assert word in finding.text
+
+
+def test_products_are_those_that_pytorch_counts(small_recipe):
+    """In a whole micro batch, in which ISTA takes another order of products than for a single image."""
+    recipe = small_recipe("crate")
+    dataset = open_dataset(recipe.data.dataset)
+    objective = Objective(build_model(recipe, dataset), build_task(recipe), recipe.precision).train()
+    batch = random_batch(recipe, dataset, 8)
+    with FlopCounterMode(display=False) as counter:
+        objective(batch.images, batch.targets, batch.weights)[0].backward()
+    traced = trace_step(recipe, dataset, 8, cuda=False)
+    assert traced.flops("forward", "backward") == counter.get_total_flops() > 0
 
 
 def test_autocast_of_cuda_keeps_layer_norms_in_float32(small_recipe):
