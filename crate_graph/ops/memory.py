@@ -21,7 +21,7 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> 
         storage = tensor.untyped_storage()
         if storage._cdata not in excluded:
             storages[storage._cdata] = storage  # kept alive, so that no address is used twice
-        return tensor
+        return tensor.detach()  # itself, an output would keep its graph alive for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()

@@ -112,6 +112,7 @@ def predict(recipe: Recipe, dataset: Dataset, world: int, rates: Mapping[str, fl
         totals[message.collective] = totals.get(message.collective, 0) + message.bytes * message.times
     names = sum(map(len, dataset.classes)) + 4 * dataset.num_classes
     return {
+        "held": _held(trace, recipe, world),
         "state": state_bytes(trace.layout, recipe.engine, world),
         "gradients": gradient_bytes(trace.layout, recipe.engine, world),
         "kept": trace.kept,
@@ -125,7 +126,8 @@ def predict(recipe: Recipe, dataset: Dataset, world: int, rates: Mapping[str, fl
 
 def compare(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of what, predicted, measured and their ratio."""
-    pairs = [(f"{kind}, bytes", predicted["state"][kind], size) for kind, size in measured["state"].items()]
+    pairs = [("held between steps, bytes", predicted["held"], measured["held"])]
+    pairs += [(f"{kind}, bytes", predicted["state"][kind], size) for kind, size in measured["state"].items()]
     pairs.append(("gradients, bytes", predicted["gradients"], measured["gradients"]))
     if "kept" in measured:
         pairs.append(("kept for backward, bytes", predicted["kept"], measured["kept"]))
@@ -164,6 +166,17 @@ def missed(rows: list[dict[str, Any]], where: str) -> list[Finding]:
 def sent_by_collective(measured: Mapping[str, Any]) -> dict[str, int]:
     """Bytes handed to collectives in a step, by the names that plans use."""
     return {_COLLECTIVES.get(name, name): size for name, size in measured["sent"].items()}
+
+
+def _held(trace: Trace, recipe: Recipe, world: int) -> int:
+    """State, DDP's gradients, what ZeRO-3 keeps for gradients, and on a CPU the batch, which is there before."""
+    layout, engine = trace.layout, recipe.engine
+    held = sum(state_bytes(layout, engine, world).values())
+    if (engine.name == "accelerate" and world > 1) or engine.zero_stage == 3:
+        held += gradient_bytes(layout, engine, world)
+    if engine.zero_stage == 3:
+        held += buffer_bytes(layout, engine)
+    return held if torch.cuda.is_available() else held + trace.peak["batch"]
 
 
 def _beyond_state(trace: Trace, recipe: Recipe, world: int) -> int:

@@ -5,6 +5,7 @@ Alone or under torchrun: `python -m crate_graph.planning.measure RECIPE.yaml OUT
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
@@ -46,9 +47,10 @@ from crate_graph.train.step import TrainStep
 def measure(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: bool = True) -> dict[str, Any]:
     """Collective. Bytes, seconds and counts of this rank:
 
-    state: bytes by kind between two steps; gradients: when all are made. kept: for the backward pass of one micro
-    batch. peak: most bytes in a step. flops: of a step. sent: bytes handed to collectives in a step, by their name.
-    checkpoint: bytes by file. step_seconds: median. rates: of the device, where asked for, see `planning.rates`.
+    held: bytes between two steps, whoever holds them, and state: by kind. gradients: when all are made. kept: for the
+    backward pass of one micro batch. peak_of_step: most bytes beyond those that are held. flops: of a step. sent: bytes
+    handed to collectives in a step, by their name. checkpoint: bytes by file. step_seconds: median. rates: of the
+    device, where asked for, see `planning.rates`.
     """
     with process_group(ranks):
         return measure_in_group(recipe, ranks, steps=steps, rates=rates)
@@ -58,6 +60,7 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
     """As `measure`, where the process group is there already."""
     dataset = open_dataset(recipe.data.dataset, recipe.data.root)
     with ExitStack() as stack:
+        before = held_bytes(ranks.device)
         micro_batch, accumulation = recipe.batch.resolve(ranks.world)
         model = build_model(recipe, dataset, init=False)
         model_shapes = shapes(model)
@@ -75,7 +78,8 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
         batch = random_batch(recipe, dataset, micro_batch * accumulation)
         for step in range(2):  # the second one has what the first one made: buckets, moments, gradients of DDP
             train_step(step, batch)
-        found: dict[str, Any] = {"world": ranks.world, "state": state_bytes(engine, ema)}
+        held = held_bytes(ranks.device) - before
+        found: dict[str, Any] = {"world": ranks.world, "held": held, "state": state_bytes(engine, ema)}
         micro = [x[:micro_batch] for x in (batch.images, batch.targets, batch.weights)]
         if recipe.engine.zero_stage < 3:  # there a bare forward pass has no weights
             kept = saved_bytes(lambda: engine.objective(*micro)[0], [*engine.model.parameters(), *micro])
@@ -94,6 +98,14 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
             recipe, dataset, engine, ema, train_step, model_shapes
         )
     return found
+
+
+def held_bytes(device: torch.device) -> int:
+    """Of all tensors that there are on the device."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _bytes((x for x in gc.get_objects() if issubclass(type(x), Tensor) and x.device == device), set())
 
 
 def state_bytes(engine: Engine, ema: Ema | None) -> dict[str, int]:

@@ -55,6 +55,7 @@ def test_a_measured_step(small_recipe, model):
     measured = measure(recipe, Ranks(), steps=1, rates=False)
     predicted = predict(recipe, dataset, 1, RATES)
     assert measured["state"] == predicted["state"]
+    assert measured["held"] == pytest.approx(predicted["held"], rel=0.05)  # masks of windows are not foreseen
     assert measured["gradients"] == predicted["gradients"]
     assert measured["kept"] == pytest.approx(predicted["kept"], rel=FAKE)
     assert measured["flops"] == pytest.approx(predicted["flops"], rel=0.02)
@@ -67,7 +68,7 @@ def test_a_measured_step(small_recipe, model):
 
 
 def test_a_prediction_further_off_than_promised_is_said():
-    figures = dict.fromkeys(("gradients", "kept", "peak_of_step", "flops"), 1000)
+    figures = dict.fromkeys(("held", "gradients", "kept", "peak_of_step", "flops"), 1000)
     predicted = {**figures, "state": {"weights": 1000}, "sent": {}, "checkpoint": {"a": 1000}, "step_seconds": 1.0}
     for changes, words in [
         ({"peak_of_step": 1110}, ["peak beyond state, bytes: 1,110 measured, 1,000 predicted, over 10% apart"]),

@@ -59,6 +59,11 @@ def test_each_stage_holds_less(measured):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_held_that_no_kind_names(engine, measured, predicted):
+    assert measured[engine]["held"] == pytest.approx(predicted[engine]["held"], rel=0.01)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_bytes_handed_to_collectives(engine, measured, predicted):
     sent = sent_by_collective(measured[engine])
     assert sent.keys() == predicted[engine]["sent"].keys()
