@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,19 @@ _AS_PROMISED = "as promised: " + ", ".join(f"{what.split(',')[0]} within {off:.0
 _COLLECTIVES = {"allreduce": "all-reduce", "allgather_base": "all-gather", "reduce_scatter_base": "reduce-scatter"}
 
 
-def check(recipe: Recipe, samples: int = 8) -> Plan:
-    """Predicted and measured for one process and for two, with `samples` on each in a step.
+def check(recipe: Recipe, samples: int = 8, worlds: Sequence[int] | None = None) -> Plan:
+    """Predicted and measured, with `samples` on each process in a step.
+
+    Args:
+        worlds: numbers of processes; one and two by default, or one where there is a single GPU.
 
     A prediction that is further off than `PROMISED` is a finding that stops.
 
     Raises:
         RunFailed: a measurement ended with an error.
     """
-    worlds = (1, 2) if not torch.cuda.is_available() or torch.cuda.device_count() > 1 else (1,)
+    if worlds is None:
+        worlds = (1,) if torch.cuda.is_available() and torch.cuda.device_count() == 1 else (1, 2)
     dataset = open_dataset(recipe.data.dataset, recipe.data.root)
     sections, findings = [], []
     for world in worlds:

@@ -12,14 +12,14 @@ from crate_graph.data import open_dataset
 from crate_graph.engine.objective import Objective
 from crate_graph.models.checkpointing import MODES, available_modes
 from crate_graph.ops.memory import saved_bytes
-from crate_graph.planning.check import compare, missed, predict
+from crate_graph.planning.check import check, compare, missed, predict
 from crate_graph.planning.measure import measure, random_batch
+from crate_graph.planning.report import as_text
 from crate_graph.planning.tally import Tally
 from crate_graph.planning.trace import trace_step
 from crate_graph.tasks import build_task
 from crate_graph.train.run import build_model
 
-MODELS = ("crate", "vit", "ugtv_fast")
 FAKE = 0.005  # a LayerNorm of bf16 tokens and fp32 weights keeps its means in fp32 on a CPU, in bf16 on fake tensors
 RATES = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operation": 1e-6, "ring": 1e9}
 
@@ -48,7 +48,7 @@ def test_bytes_kept_for_the_backward_pass_in_each_mode(small_recipe, model, prec
     assert set(modes) <= set(MODES)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["crate", "ugtv_fast"])
 def test_a_measured_step(small_recipe, model):
     recipe = small_recipe(model, batch={"global_batch": 8, "micro_batch": 4})
     dataset = open_dataset(recipe.data.dataset)
@@ -65,6 +65,14 @@ def test_a_measured_step(small_recipe, model):
             assert size == predicted["checkpoint"][name], name
     assert sum(measured["checkpoint"].values()) == pytest.approx(sum(predicted["checkpoint"].values()), abs=4096)
     assert not missed(compare(predicted, measured), "one process")
+
+
+def test_a_check_in_a_process_of_its_own(small_recipe):
+    plan = check(small_recipe("vit"), 4, worlds=[1])
+    assert plan.runs
+    (section,) = plan.sections
+    assert {"weights, bytes", "peak beyond state, bytes", "step, ms"} <= {row["what"] for row in section.rows}
+    assert "as promised: peak beyond state within 10%, products per step within 2%" in as_text(plan)
 
 
 def test_a_prediction_further_off_than_promised_is_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ def main(folder: str) -> None:
     ranks = discover()
     with process_group(ranks):
         for recipe in sorted(Path(folder).glob("*.yaml")):
+            gc.freeze()  # what is there already need not be looked through for tensors
             found = measure_in_group(load_recipe(recipe), ranks, steps=1, rates=False)
             if ranks.is_main:
                 recipe.with_suffix(".json").write_text(json.dumps(found))
