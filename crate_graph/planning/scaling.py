@@ -7,7 +7,7 @@ from typing import Any
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, open_dataset
 from crate_graph.planning.contradictions import Finding
-from crate_graph.planning.memory import trace_for
+from crate_graph.planning.memory import peak_bytes, trace_for
 from crate_graph.planning.readers import Split, know_split, micro_batch_of, readers
 from crate_graph.planning.report import Plan, Section
 from crate_graph.planning.timing import ComputeTime, compute_time
@@ -17,6 +17,7 @@ from crate_graph.planning.traffic import Cluster, exposed_seconds, messages
 FEWEST, MOST = 8, 4096  # GPUs
 _WORTH = 0.5  # efficiency below which the next doubling is said to make no sense, assumed
 _UNITS = {
+    "memory": "B",
     "step": "s",
     "images/s": "images/s",
     "efficiency": "%",
@@ -51,7 +52,7 @@ def scaling_plan(
         rate = row["images/s"] / world
         first_rate = first_rate or rate
         row["efficiency"] = rate / first_rate
-        rows.append(row | {"why not": _why_not(asked, split, world, row, rows)})
+        rows.append(row | {"why not": _why_not(asked, split, at, row, rows)})
     batch = "that grows with the GPUs" if grows else f"of {recipe.batch.global_batch} on any number"
     basis = f"as in a plan of each; {cluster.gpus_per_node} GPUs a node; a global batch {batch}"
     title = (
@@ -71,7 +72,7 @@ def _row(
 ) -> dict[str, Any]:
     world = cluster.world
     micro_batch, accumulation = micro_batch_of(recipe, world)
-    key = micro_batch, min(accumulation, 2)
+    key = micro_batch, accumulation
     if key not in traces:
         traces[key] = trace_for(recipe, dataset, world, micro_batch, accumulation)
     trace = traces[key]
@@ -87,6 +88,7 @@ def _row(
         "GPUs": world,
         "global batch": batch,
         "micro batch": f"{micro_batch} x {accumulation}",
+        "memory": sum(peak_bytes(trace, recipe.engine, world).values()),
         "step": step,
         "images/s": batch / step,
         "efficiency": 1.0,
@@ -103,10 +105,12 @@ def _grown(recipe: Recipe, times: int) -> Recipe:
     return recipe.model_copy(update={"batch": batch, "data": data})
 
 
-def _why_not(recipe: Recipe, split: Split, world: int, row: dict[str, Any], before: list[dict[str, Any]]) -> str:
+def _why_not(recipe: Recipe, split: Split, cluster: Cluster, row: dict[str, Any], before: list[dict[str, Any]]) -> str:
     """What speaks against this number of GPUs, in a few words."""
     reasons = []
-    batch, data = recipe.batch, recipe.data
+    batch, data, world = recipe.batch, recipe.data, cluster.world
+    if row["memory"] > cluster.device.memory * cluster.assumed.usable_memory:
+        reasons.append("does not fit into memory")
     if batch.global_batch % world:
         reasons.append(f"{world} does not divide the batch")
     if data.slots % readers(data, world):

@@ -119,6 +119,10 @@ def test_scaling(tiny, tmp_path, capsys):
     assert "no sample to each of more than 64 GPUs" in str(plan["findings"])
     drawn = ElementTree.fromstring(picture.read_text())
     assert len(drawn.findall("{http://www.w3.org/2000/svg}polyline")) == 3
+    few = (row["memory"] / DEVICES["h200"].memory for row in rows[1:3])
+    _, tight = planned(capsys, tiny, "--scaling", "--device", "h200", "--usable-memory", str(sum(few) / 2))
+    unfit = ["does not fit into memory" in row["why not"] for row in tight["scaling"]["table"]["rows"]]
+    assert unfit == [True, True, False, False]
     assert main(["plan", tiny, "--scaling", "growing", "--output", str(page)]) == 0
     assert "4,096" in page.read_text()
     assert "makes" in capsys.readouterr().out or "follow it" in page.read_text()
