@@ -26,7 +26,7 @@ restoration_quickstart() {
   local run=runs/restoration_quickstart
   local pictures=$run/pictures
   step "${crate_graph[@]}" train restoration_quickstart --run-dir "$run" "$@"
-  if [[ -z ${print_only:-} ]] && ! grep -q '"finished": true' "$run/summary.json"; then
+  if [[ -z ${print_only:-} ]] && grep -qs '"finished": false' "$run/summary.json"; then
     printf '\nStopped before its end; the same command goes on.\n'
     return
   fi
