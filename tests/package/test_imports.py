@@ -25,7 +25,6 @@ ORDER = [
     {"evaluation", "analysis"},
     {"restore"},
     {"train"},
-    {"planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]
