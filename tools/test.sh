@@ -15,4 +15,4 @@ python=$venv/bin/python
 "$venv/bin/shellcheck" -x launch/*.sh launch/*.sbatch launch/env/*.sh tools/*.sh .ci/run
 # Two at a time; the tests of one file stay together, since they share the runs that they start. A worker that
 # dies ends the session: its replacement may wait for ever.
-exec "$python" -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 "$@"
+exec "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
