@@ -6,7 +6,6 @@ Exit code: 0 on success, 2 on a user's mistake (one line on stderr), 1 on a fail
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import math
 import os
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crate_graph.config.schema import Recipe
-from crate_graph.errors import RunFailed, UserError
+from crate_graph.errors import FULL_DISK, RunFailed, UserError
 from crate_graph.redaction import redact
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 

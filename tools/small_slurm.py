@@ -1,6 +1,6 @@
 """A real Slurm on this host: slurmctld, munged and one slurmd per node, all below one folder, ended with the block.
 
-    with SmallSlurm(Path("/tmp/slurm")) as slurm:
+    with SmallSlurm(folder) as slurm:
         job = slurm.submit("launch/slurm.sbatch", "train", "quickstart")
 
 Needs root, and `apt-get install slurm-wlm munge`. Nothing outside of the folder is written.

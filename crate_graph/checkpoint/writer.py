@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from crate_graph.errors import UserError
+from crate_graph.errors import FULL_DISK, UserError
 
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_USERS_TO_MEND = {*FULL_DISK, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class BackgroundWriter:

@@ -116,7 +116,7 @@ class ShardHolder:
             except (UserError, RunFailed) as error:
                 self._failed[number] = error
                 logger.warning("not read ahead: %s", error)
-            except Exception:
+            except Exception:  # the reader asks itself when its turn comes, and meets the cause
                 logger.exception("not read ahead: %s", self._shards[number].path)
             finally:
                 self._arrived(number, descriptor)

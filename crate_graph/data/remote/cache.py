@@ -12,7 +12,6 @@ end in .part or .new is whole: it was renamed into place.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -32,10 +31,9 @@ from crate_graph.data.remote.address import identity
 from crate_graph.data.remote.fetch import fetch_document, fetch_shard, longest_silence
 from crate_graph.data.remote.locks import locked, try_lock, unlock
 from crate_graph.data.remote.part import PartialFile
-from crate_graph.errors import UserError
+from crate_graph.errors import FULL_DISK, UserError
 
 logger = logging.getLogger(__name__)
-_full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEY = re.compile("[0-9a-f]{64}")
 _NEVER = threading.Event()
 
@@ -186,7 +184,7 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            if error.errno in _full:
+            if error.errno in FULL_DISK:
                 raise UserError(
                     f"{self.folder}: no room for {shown} ({error.strerror}); make room there, or set data.cache.folder "
                     f"to another disk and data.cache.gigabytes to what it may take"
