@@ -1,5 +1,6 @@
 """What comes next is fetched before it is needed, as the plan says, and what is over is let go."""
 
+import os
 import time
 
 import numpy as np
@@ -167,4 +168,5 @@ def test_a_small_cache_carries_an_epoch(make_dataset, serve, cache, workers):
     fetched = [len(server.answered(f"/train-{number:06d}.tar")) for number in range(24)]
     # Besides: a shard across the border of two slots is needed at both ends of the epoch; the next epoch has begun.
     assert min(fetched) == 1 and sum(fetched) <= 24 + 2 + 4
-    assert len(list(cache().folder.glob("*/*.tar"))) <= 10
+    # a fetch that was under way may still make room, and a folder go while it is listed: os.walk does not mind
+    assert len([name for _, _, names in os.walk(cache().folder) for name in names if name.endswith(".tar")]) <= 10
