@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 LONGEST = "test_readme.py"
@@ -79,11 +80,43 @@ def read_records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+class Forks:
+    """Has `crate-graph` run by forks of one process, which is started when it is first needed (see forked.py)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.server: subprocess.Popen | None = None
+
+    def run(self, words: Sequence[str], world: int = 1, seconds: float = 240) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a run."""
+        if self.server is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.server = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("forked.py")], **pipes, env=environment(), text=True
+            )
+        printed = {name: self.folder / name for name in ("out", "err")}
+        for file in printed.values():
+            file.write_text("")
+        run = {"words": words, "world": world, "environment": environment(), **printed}
+        self.server.stdin.write(json.dumps({"run": run, "seconds": seconds}, default=str) + "\n")
+        self.server.stdin.flush()
+        code = json.loads(self.server.stdout.readline())
+        out, err = (file.read_text() for file in printed.values())
+        if code is None:
+            pytest.fail(f"{' '.join(words)} did not end:\n{out}\n{err}")
+        return code, out, err
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.communicate()
+
+
 class Runner:
     """Starts `crate-graph train` for a recipe, alone or under torchrun."""
 
-    def __init__(self, folder: Path, recipe: str = TINY):
+    def __init__(self, folder: Path, forks: Forks, recipe: str = TINY):
         self.folder = folder
+        self.forks = forks
         self.recipe = folder / "tiny.yaml"
         self.recipe.write_text(recipe)
 
@@ -113,7 +146,11 @@ class Runner:
         return Finished(process.returncode, out, err, self.folder / run)
 
     def train(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
-        return self.finish(self.start(run, *overrides, world=world, options=options), run)
+        """A run that nothing is done to: forked where that is possible, since its start costs more than its steps."""
+        if torch.cuda.is_available():  # a forked process has no GPU
+            return self.finish(self.start(run, *overrides, world=world, options=options), run)
+        words = ["train", str(self.recipe), *overrides, "--run-dir", str(self.folder / run), *options]
+        return Finished(*self.forks.run(words, world), self.folder / run)
 
     def trained(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
         """A run that must end well."""
@@ -127,9 +164,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("runs"))
+def runner(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Runner:
+    return Runner(tmp_path_factory.mktemp("runs"), forks)
 
 
 @pytest.fixture(scope="session")
@@ -162,9 +206,9 @@ def scene(generator: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 @pytest.fixture(scope="module")
-def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Runner:
+def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path, forks: Forks) -> Runner:
     """Starts `crate-graph train` for a restoration network."""
-    return Runner(tmp_path_factory.mktemp("runs"), TINY_RESTORER.replace("DATASET", str(photographs / "shards")))
+    return Runner(tmp_path_factory.mktemp("runs"), forks, TINY_RESTORER.replace("DATASET", str(photographs / "shards")))
 
 
 # The problems that small restoration networks, of random weights, are said to have been trained for.
