@@ -98,7 +98,7 @@ def _verify(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from crate_graph.checkpoint.model import task_of
+    from crate_graph.checkpoint.manifest import task_of
     from crate_graph.checkpoint.store import CheckpointStore
     from crate_graph.config.schema import Checkpoint as Retention
 

@@ -72,3 +72,8 @@ def verify(folder: Path) -> dict[str, Any]:
     for name in manifest["files"]:
         read_verified(folder, manifest, name)
     return manifest
+
+
+def task_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `describe_task` said of the task; manifests from before there was a second one say nothing."""
+    return manifest.get("task", {"kind": "classification"})

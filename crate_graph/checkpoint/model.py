@@ -46,11 +46,6 @@ def arguments_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**classes, **described["kwargs"]}
 
 
-def task_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What `describe_task` said of the task; manifests from before there was a second one say nothing."""
-    return manifest.get("task", {"kind": "classification"})
-
-
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shape of each weight by name."""
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

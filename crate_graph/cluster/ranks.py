@@ -13,10 +13,12 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from crate_graph.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TORCHRUN_SIGNS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set by torchrun, and by the deepspeed launcher
@@ -47,6 +49,8 @@ class Ranks:
         Raises:
             UserError: the host has more processes than visible GPUs.
         """
+        import torch
+
         if not torch.cuda.is_available():
             return torch.device("cpu")
         visible = torch.cuda.device_count()

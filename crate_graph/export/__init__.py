@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from crate_graph.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["FORMATS", "export", "load_safetensors"]
 
@@ -41,8 +42,7 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
         raise UserError(f"{output} exists already; remove it or choose another --output")
     _require_extra(format)
 
-    from crate_graph.checkpoint.manifest import read_manifest
-    from crate_graph.checkpoint.model import task_of
+    from crate_graph.checkpoint.manifest import read_manifest, task_of
     from crate_graph.checkpoint.store import resolve
     from crate_graph.export.parity import compare_estimates, compare_logits
     from crate_graph.export.restorer import read_restorer

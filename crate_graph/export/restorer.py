@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from crate_graph.checkpoint import load_model
 from crate_graph.checkpoint.described import check_finite, checksum
-from crate_graph.checkpoint.manifest import read_manifest, read_verified
-from crate_graph.checkpoint.model import arguments_of, check_fit, shapes, task_of
+from crate_graph.checkpoint.manifest import read_manifest, read_verified, task_of
+from crate_graph.checkpoint.model import arguments_of, check_fit, shapes
 from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import load_recipe
 from crate_graph.config.schema import Degradation

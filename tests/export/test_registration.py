@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import crate_graph
+from crate_graph import deferred
 from crate_graph.export.hf import registration
 
 CHECK = """
@@ -49,6 +50,8 @@ def test_a_transformers_that_we_do_not_fit_is_still_importable(tmp_path, monkeyp
 
     (tmp_path / "toy_auto.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(registration._AFTER, "toy_auto", register)
+    monkeypatch.setattr(deferred, "_ACTS", {})
+    monkeypatch.setattr(registration, "_AFTER", {"toy_auto": register})
+    registration.register_with_transformers()
     with pytest.warns(UserWarning, match=r"will not load CRATE .*NoSuchName.*pip install 'crate-graph\[hf\]'"):
         assert importlib.import_module("toy_auto").value == 1

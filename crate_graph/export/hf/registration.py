@@ -6,12 +6,12 @@ therefore watched: when Python has run it, our class is added to it.
 
 from __future__ import annotations
 
-import importlib.machinery
-import sys
 import warnings
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
+from functools import partial
 from types import ModuleType
+
+from crate_graph.deferred import after_import
 
 REMEDY = "pip install 'crate-graph[hf]' installs a version that can"
 
@@ -44,38 +44,15 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _AfterImport(MetaPathFinder):
-    """Finds the watched modules as Python would, and has their loader call us when the module has run."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _AFTER:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.loader is None:
-            return None
-        run = spec.loader.exec_module
-
-        def run_then_register(module: ModuleType) -> None:
-            run(module)
-            _register(fullname, module)
-
-        spec.loader.exec_module = run_then_register
-        return spec
-
-
 def register_with_transformers() -> None:
     """Register now what transformers has loaded, and the rest when it is imported. Calling it again does nothing."""
-    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _AfterImport())
-    for name in _AFTER:
-        if name in sys.modules:
-            _register(name, sys.modules[name])
+    for name, register in _AFTER.items():
+        after_import(name, partial(_try, register))
 
 
-def _register(name: str, auto: ModuleType) -> None:
+def _try(register: Callable[[ModuleType], None], auto: ModuleType) -> None:
     """Who imports transformers for something else must not fail because its version is not one that we know."""
     try:
-        _AFTER[name](auto)
+        register(auto)
     except (ImportError, AttributeError, TypeError) as error:
         warnings.warn(f"crate_graph: transformers will not load CRATE ({error}); {REMEDY}", stacklevel=2)
