@@ -23,7 +23,7 @@ TOOLS = ("crate-graph", "torchrun", "touch")
 
 def blocks():
     """The indented blocks of the README, without their indentation."""
-    text = README.read_text()
+    text = re.sub(r"(?ms)^### A run's life$.*?^###? ", "", README.read_text())  # which test_life.py runs
     return [
         textwrap.dedent(block).strip("\n")
         for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, flags=re.MULTILINE)
