@@ -89,18 +89,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     # argparse gives all overrides to the first group of positionals; those after an option are left over
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {redact(' '.join(rest))}; see crate-graph {args.verb} --help")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}", args.verb)
     if rest:
         args.overrides += rest
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str, verb: str = "") -> NoReturn:
+        program = f"{self.prog} {verb}".strip()
+        self.exit(2, f"crate-graph: error: {redact(' '.join(message.split()))}; see {program} --help\n")
+
+
+def _parser() -> _Parser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
     from crate_graph.restore import commands as restore
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="crate-graph",
         description="Train white-box models from one GPU to many nodes, and prove what was trained.",
         epilog="example: crate-graph train quickstart schedule.epochs=2",

@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint consists of, with the checksum of each file. It is written last."""
+"""The manifest: what a checkpoint consists of, with the checksum of each file and of itself. It is written last."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ def describe(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": len(data), "sha256": digest(data)} for name, data in files.items()}
 
 
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the sha256 of all that it says; a seal that it has is made anew."""
+    said = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "sha256"}))  # as it is read
+    return {**said, "sha256": digest(json.dumps(said, sort_keys=True).encode())}
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in `folder`.
 
     Raises:
-        UserError: there is none, or it is of another format.
+        UserError: there is none, it is of another format, or it was changed after it was written.
     """
     path = folder / MANIFEST
     try:
@@ -43,6 +49,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     absent = [key for key in ("step", "files", "model", "dataset", "metrics") if key not in manifest]
     if absent:
         raise UserError(f"{path}: damaged ({', '.join(absent)} missing); {_REMEDY}")
+    if manifest.get("sha256", sealed := seal(manifest)["sha256"]) != sealed:  # the first versions wrote none
+        raise UserError(f"{path}: damaged (its sha256 is not that of what it says); {_REMEDY}")
     return manifest
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crate_graph.checkpoint.manifest import FORMAT, MANIFEST, describe, read_manifest
+from crate_graph.checkpoint.manifest import FORMAT, MANIFEST, describe, read_manifest, seal
 from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.errors import UserError
 
@@ -66,7 +66,7 @@ class CheckpointStore:
             OSError: the disk is full, say. What was begun is removed and the checkpoints that exist are untouched.
         """
         target = self.folder / f"step-{step:08d}"
-        manifest = {"format": FORMAT, "step": step, "files": describe(files), **facts}
+        manifest = seal({"format": FORMAT, "step": step, "files": describe(files), **facts})
         self.folder.mkdir(parents=True, exist_ok=True)
         building = self.folder / f"{_WRITING}{target.name}"
         shutil.rmtree(building, ignore_errors=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -333,6 +335,7 @@ def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ra
 @contextmanager
 def _log_to_file(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     handler = folder.log_to_file(ranks.rank)
+    logger.info("rank %d of %d: process %d on %s", ranks.rank, ranks.world, os.getpid(), platform.node())
     try:
         yield
     except Exception:

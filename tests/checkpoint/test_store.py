@@ -47,6 +47,23 @@ def test_any_flipped_bit_is_found(store, name):
         verify(path)
 
 
+@pytest.mark.parametrize("said, changed", [('"step": 1,', '"step": 3,'), ('"loss": 0.5', '"loss": 0.1'), ("b", "c")])
+def test_a_changed_manifest_is_found(store, said, changed):
+    path = store.write(1, contents().to_files(), facts(loss=0.5))
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(said, changed, 1))
+    with pytest.raises(UserError, match="manifest.json: damaged"):
+        verify(path)
+
+
+def test_a_manifest_of_the_first_versions_has_no_seal(store):
+    path = store.write(1, contents().to_files(), facts())
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(path)["step"] == 1
+
+
 def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
     store.write(1, contents().to_files(), facts())
     monkeypatch.setattr(

@@ -9,6 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
+from crate_graph.checkpoint.manifest import seal
 from crate_graph.cli import main
 from crate_graph.data.photographs import SMALLEST
 from crate_graph.tasks.metrics import SSIM_WINDOW
@@ -111,7 +112,7 @@ def test_pruning_keeps_the_best_psnr(trained, tmp_path, capsys):
     manifest = run / "checkpoints" / "step-00000020" / "manifest.json"
     described = json.loads(manifest.read_text())
     described["metrics"]["psnr"] = 99.0
-    manifest.write_text(json.dumps(described))
+    manifest.write_text(json.dumps(seal(described)))
     assert main(["checkpoint", "prune", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert main(["checkpoint", "prune", str(run), "--metric", "loss", "--json"]) == 0

@@ -49,6 +49,19 @@ def replace(monkeypatch):
     return replace
 
 
+@pytest.mark.parametrize(
+    "words",
+    [[], ["trian"], ["train"], ["train", "quickstart", "--foo"], ["shards", "make"], ["export", "x", "--format", "y"]],
+    ids=" ".join,
+)
+def test_a_mistake_in_the_words_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("crate-graph: error: ") and said.endswith(" --help\n")
+
+
 @pytest.mark.parametrize("words", VERBS.values(), ids=VERBS)
 def test_help_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as stop:

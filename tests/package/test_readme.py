@@ -23,7 +23,7 @@ TOOLS = ("crate-graph", "torchrun", "touch")
 
 def blocks():
     """The indented blocks of the README, without their indentation."""
-    text = README.read_text()
+    text = re.sub(r"(?ms)^### A run's life$.*?^###? ", "", README.read_text())  # which test_life.py runs
     return [
         textwrap.dedent(block).strip("\n")
         for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, flags=re.MULTILINE)
@@ -92,3 +92,16 @@ def test_files_and_recipes_that_it_names_exist():
     recipes = {path.stem for path in (README.parent / "recipes").rglob("*.yaml")}
     for name in ("quickstart", "imagenet1k_tiny_paper", "imagenet1k_large_readme", "scratch_vit", "oxford_pets_crate"):
         assert name in recipes
+
+
+def test_the_page_of_tests_names_tests_that_exist():
+    folder = Path(__file__).parents[1]
+    rows = [line for line in (folder / "README.md").read_text().splitlines() if "](" in line]
+    assert len(rows) > 10
+    for row in rows:
+        for part in row.split("[")[1:]:
+            file = folder / re.search(r"\]\((.*?)\)", part)[1]
+            names = re.findall(r"`(test_\w+)`", part)
+            assert names, row
+            for name in names:
+                assert f"def {name}(" in file.read_text(), f"{file}: no {name}"

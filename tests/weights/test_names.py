@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from crate_graph.checkpoint import load_model
 from crate_graph.checkpoint.initial import read_weights
+from crate_graph.checkpoint.manifest import seal
 from crate_graph.cli import main
 from crate_graph.config.schema import Degradation
 from crate_graph.errors import UserError
@@ -140,7 +141,7 @@ def test_a_checkpoint_that_classifies_is_refused(tmp_path, restorers):
     shutil.copytree(restorers["bayer"], folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["task"]  # as before there was a second one
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(UserError, match="was trained for classification; name a checkpoint of a restoration recipe"):
         load_restorer(folder)
 
