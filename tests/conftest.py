@@ -86,9 +86,11 @@ class Forks:
     def __init__(self, folder: Path):
         self.folder = folder
         self.server: subprocess.Popen | None = None
+        self.possible = not torch.cuda.is_available()  # a forked process has no GPU
 
-    def run(self, words: Sequence[str], world: int = 1, seconds: float = 240) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error of a run."""
+    def run(self, *words: object, world: int = 1, folder: Path = Path(), **own: str) -> subprocess.CompletedProcess:
+        """`crate-graph WORDS` in a folder, with some variables of its own, on one process or more."""
+        command = list(map(str, words))
         if self.server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.server = subprocess.Popen(
@@ -97,14 +99,14 @@ class Forks:
         printed = {name: self.folder / name for name in ("out", "err")}
         for file in printed.values():
             file.write_text("")
-        run = {"words": words, "world": world, "environment": environment(), **printed}
-        self.server.stdin.write(json.dumps({"run": run, "seconds": seconds}, default=str) + "\n")
+        run = {"words": command, "world": world, "folder": folder.absolute(), "environment": environment() | own}
+        self.server.stdin.write(json.dumps({"run": run | printed, "seconds": 240}, default=str) + "\n")
         self.server.stdin.flush()
         code = json.loads(self.server.stdout.readline())
         out, err = (file.read_text() for file in printed.values())
         if code is None:
-            pytest.fail(f"{' '.join(words)} did not end:\n{out}\n{err}")
-        return code, out, err
+            pytest.fail(f"{' '.join(command)} did not end:\n{out}\n{err}")
+        return subprocess.CompletedProcess(command, code, out, err)
 
     def close(self) -> None:
         if self.server is not None:
@@ -147,10 +149,11 @@ class Runner:
 
     def train(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
         """A run that nothing is done to: forked where that is possible, since its start costs more than its steps."""
-        if torch.cuda.is_available():  # a forked process has no GPU
+        if not self.forks.possible:
             return self.finish(self.start(run, *overrides, world=world, options=options), run)
-        words = ["train", str(self.recipe), *overrides, "--run-dir", str(self.folder / run), *options]
-        return Finished(*self.forks.run(words, world), self.folder / run)
+        words = ["train", self.recipe, *overrides, "--run-dir", self.folder / run, *options]
+        ended = self.forks.run(*words, world=world)
+        return Finished(ended.returncode, ended.stdout, ended.stderr, self.folder / run)
 
     def trained(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
         """A run that must end well."""

@@ -60,13 +60,14 @@ def exit_code(pid: int, seconds: float) -> int | None:
     return None
 
 
-def become_run(words: list[str], world: int, environment: dict[str, str], out: str, err: str) -> None:
+def become_run(words: list[str], world: int, folder: str, environment: dict[str, str], out: str, err: str) -> None:
     """In a forked process: all that a fresh one would have of its own."""
     os.setsid()
     for number, (path, flags) in enumerate(((os.devnull, os.O_RDONLY), (out, os.O_WRONLY), (err, os.O_WRONLY))):
         file = os.open(path, flags | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["crate-graph", *words]

@@ -15,20 +15,32 @@ def trained(runner):
     )
 
 
-def crate_graph(*words, world=1):
-    start = [sys.executable, "-m"]
-    if world > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-    return subprocess.run([*start, "crate_graph", *map(str, words)], capture_output=True, text=True, timeout=240)
+@pytest.fixture
+def crate_graph(forks):
+    """The command line; on two processes torchrun starts it."""
+
+    def run(*words, world=1):
+        if world == 1 and forks.possible:
+            return forks.run(*words)
+        start = [sys.executable, "-m"]
+        if world > 1:
+            start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
+        return subprocess.run([*start, "crate_graph", *map(str, words)], capture_output=True, text=True, timeout=240)
+
+    return run
 
 
-def evaluate(*words, world=1):
-    ended = crate_graph("evaluate", *words, "--json", world=world)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+@pytest.fixture
+def evaluate(crate_graph):
+    def run(*words, world=1):
+        ended = crate_graph("evaluate", *words, "--json", world=world)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    return run
 
 
-def test_evaluate_equals_what_training_measured_on_any_layout(trained):
+def test_evaluate_equals_what_training_measured_on_any_layout(evaluate, trained):
     metrics = trained.summary["metrics"]
     for world, overrides in ((1, []), (1, ["evaluation.batch_size=7", "data.workers=2"]), (2, ["data.workers=1"])):
         result = evaluate(trained.run_dir, "--data", "fashion_mnist", *overrides, world=world)
@@ -36,12 +48,12 @@ def test_evaluate_equals_what_training_measured_on_any_layout(trained):
         assert {name: result[name] for name in metrics} == pytest.approx(metrics, rel=1e-5)
 
 
-def test_average_and_raw_weights_differ(trained):
+def test_average_and_raw_weights_differ(evaluate, trained):
     raw = evaluate(trained.run_dir, "--data", "fashion_mnist", "evaluation.use_ema=false")
     assert raw["loss"] != pytest.approx(trained.summary["metrics"]["loss"], rel=1e-3)
 
 
-def test_a_data_set_of_another_kind_is_refused(trained):
+def test_a_data_set_of_another_kind_is_refused(crate_graph, trained):
     ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar10")
     assert ended.returncode == 2 and "channels" in ended.stderr
     ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar100")
@@ -77,7 +89,7 @@ def test_fine_tuning_says_what_it_changed_and_refuses_what_does_not_fit(runner, 
     assert misfit.code == 2 and "do not fit" in misfit.err
 
 
-def test_checkpoint_verbs(trained, tmp_path):
+def test_checkpoint_verbs(crate_graph, trained, tmp_path):
     listed = crate_graph("checkpoint", "list", trained.run_dir, "--json")
     assert [row["step"] for row in json.loads(listed.stdout)] == [60]
     assert crate_graph("checkpoint", "verify", trained.run_dir).returncode == 0
