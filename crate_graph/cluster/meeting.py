@@ -6,8 +6,9 @@ on the one verdict, so a mistake ends every process with the same line. There is
 
     meeting/WORLD/N/count/RANK   processes that say they are RANK
     meeting/WORLD/N/card/RANK    the card of the first of them that is alive
-    meeting/WORLD/N/came, left   processes that came; that have read a verdict which ends the run
+    meeting/WORLD/N/came         processes that came
     meeting/WORLD/N/verdict      what is wrong, or FINE
+    meeting/WORLD/N/left, gone   processes that have read what is wrong; that will not ask the store again
 
 The agents of torchrun keep their store when they start all processes anew, so meetings in it have numbers: the first
 without a verdict is the one. TORCHELASTIC_RESTART_COUNT would not do: it is higher on the host where a process failed.
@@ -74,8 +75,8 @@ def meet(ranks: Ranks, mistake: UserError | None = None) -> dist.Store:
     deadline = time.monotonic() + seconds
     host, port = ranks.master
     try:
-        with shared_store(ranks, deadline) as store:
-            meeting = _Meeting(store, ranks, seconds)
+        with shared_store(ranks, deadline) as (store, mine):
+            meeting = _Meeting(store, mine, ranks, seconds)
             error = meeting.hold(_card(ranks, mistake), deadline)
     except dist.DistError as lost:
         raise RunFailed(
@@ -113,13 +114,13 @@ def _pid_space() -> str:
 
 
 class _Meeting:
-    def __init__(self, store: dist.Store, ranks: Ranks, seconds: float):
+    def __init__(self, store: dist.Store, mine: bool, ranks: Ranks, seconds: float):
         number = 0
         while kept_by_agent(ranks) and store.check([f"meeting/{ranks.world}/{number}/verdict"]):
             number += 1
         self.name = f"meeting/{ranks.world}/{number}"
         self._store = dist.PrefixStore(self.name, store)
-        self._ranks, self._seconds = ranks, seconds
+        self._mine, self._ranks, self._seconds = mine, ranks, seconds
 
     def hold(self, card: Card, deadline: float) -> str:
         """What is wrong, or an empty text."""
@@ -135,7 +136,7 @@ class _Meeting:
         verdict = self._store.get("verdict").decode()
         verdict = error if verdict == FINE else verdict
         if verdict:
-            self._let_all_read()
+            self._leave_together()
         return verdict
 
     def _register(self, card: Card) -> str:
@@ -168,11 +169,19 @@ class _Meeting:
         """The first verdict stands."""
         self._store.compare_set("verdict", "", error or FINE)
 
-    def _let_all_read(self) -> None:
-        """Rank 0 may keep the store, and torchrun ends the others when one has ended."""
+    def _leave_together(self) -> None:
+        """Launchers end the others when one has ended, before these have said why; the store ends with its keeper."""
         self._store.add("left", 1)
+        self._wait_for("left", 0)
+        if self._mine:
+            self._wait_for("gone", 1)
+        else:
+            self._store.add("gone", 1)  # the last that this process asks of the store
+
+    def _wait_for(self, counter: str, fewer: int) -> None:
+        """Until all that came, but `fewer`, have counted; not for ever, since one may have been killed."""
         until = time.monotonic() + _READING
-        while self._store.add("left", 0) < self._store.add("came", 0) and time.monotonic() < until:
+        while self._store.add(counter, 0) < self._store.add("came", 0) - fewer and time.monotonic() < until:
             time.sleep(_FIRST_PAUSE)
 
     def _cards(self) -> list[Card]:

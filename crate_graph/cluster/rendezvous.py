@@ -32,8 +32,8 @@ _PAUSE = 0.2
 
 
 @contextmanager
-def shared_store(ranks: Ranks, deadline: float) -> Iterator[dist.Store]:
-    """The store of the run. While the block runs, processes that come later find it too.
+def shared_store(ranks: Ranks, deadline: float) -> Iterator[tuple[dist.Store, bool]]:
+    """The store of the run, and whether it ends with this process. Who comes while the block runs finds it too.
 
     Raises:
         UserError: it cannot be reached by `deadline` (of time.monotonic), or something else is in its place.
@@ -42,15 +42,16 @@ def shared_store(ranks: Ranks, deadline: float) -> Iterator[dist.Store]:
     if kept_by_agent(ranks):
         with closing(_connect(host, port, deadline)) as connection:
             address = connection.getpeername()[0]
-        yield _client(address, port, deadline)
+        yield _client(address, port, deadline), False
         return
     store, door = _open_door(ranks, deadline) if ranks.is_main else (None, None)
     try:
         address, greeting = _knock(ranks, deadline)
-        if door is None or door.nonce != greeting["nonce"]:
+        mine = door is not None and door.nonce == greeting["nonce"]
+        if not mine:
             with closing(_connect(address, greeting["store"], deadline)):
                 store = _client(address, greeting["store"], deadline)
-        yield store
+        yield store, mine
     finally:
         if door is not None:
             door.close()
