@@ -98,6 +98,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
+    from crate_graph.doctor import commands as doctor
     from crate_graph.restore import commands as restore
 
     parser = argparse.ArgumentParser(
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(verbs)
     shards.add_parser(verbs)
     checkpoint.add_parser(verbs)
+    doctor.add_parser(verbs)
     _add_bench(verbs)
     return parser
 

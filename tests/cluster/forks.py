@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 
+import crate_graph.doctor.run  # noqa: F401
 import crate_graph.train.run  # noqa: F401
 from crate_graph.cli import program
 
