@@ -24,7 +24,8 @@ class Check:
 
     def __post_init__(self):
         object.__setattr__(self, "found", redact(" ".join(self.found.split())))
-        object.__setattr__(self, "remedy", redact(" ".join(self.remedy.split())))
+        remedy = "" if self.status == "ok" else redact(" ".join(self.remedy.split()))
+        object.__setattr__(self, "remedy", remedy)
 
 
 def failing(name: str, look: Callable[..., list[Check]], *args: object) -> list[Check]:

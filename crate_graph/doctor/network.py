@@ -28,7 +28,7 @@ def check_network(master: str | None, hosts: int) -> list[Check]:
 
 
 def _judge_loopback(found: str, address: str, interface: str, hosts: int) -> Check:
-    """gloo listens at the address of the host's name unless it is told an interface; on loopback nobody else hears it."""
+    """gloo listens at the address of the host's name unless it is told an interface; on loopback none hears it."""
     name = socket.gethostname()
     told = asked_for()
     if told:

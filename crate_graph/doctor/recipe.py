@@ -58,7 +58,8 @@ def _read_first(dataset: Dataset, name: str) -> Check:
     finally:
         reader.close()
     seconds = time.perf_counter() - began
-    found = f"{shard.path}: {read} images in {seconds:.3g} s, {read / seconds:.4g} images/s, {nbytes / seconds / 1e6:.3g} MB/s"
+    rates = f"{read / seconds:.0f} images/s, {nbytes / seconds / 1e6:.3g} MB/s"
+    found = f"{shard.path}: {read} images in {seconds:.3g} s, {rates}"
     if damaged:
         found, remedy = f"{found}; {damaged} of them damaged", "crate-graph shards verify --decode names them"
         return Check(f"shards of {name}", "warning", found, remedy)

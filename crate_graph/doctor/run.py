@@ -1,4 +1,4 @@
-"""The verb `doctor`: each host examines itself, all of them the network between them; rank 0 has the findings of all."""
+"""The verb `doctor`: each host examines itself, all of them the network between them; rank 0 has all findings."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ def _together(recipe: Recipe | None, run_dir: Path, ranks: Ranks) -> list[Check]
     if recipe is not None:
         findings += failing("batches", check_batches, recipe, ranks.world)
     if ranks.world > 1:
-        findings.append(
-            Check("meeting", "ok", f"{ranks.world} processes on {len(set(hosts))} hosts, of equal versions")
-        )
+        places = ", ".join(f"{hosts.count(host)} on {host}" for host in dict.fromkeys(hosts))
+        findings.append(Check("meeting", "ok", f"{ranks.world} processes of equal versions: {places}"))
         findings += check_clocks(ranks, hosts)
         findings += check_all_reduce(ranks)
     return findings

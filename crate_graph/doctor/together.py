@@ -27,7 +27,7 @@ def gather(ranks: Ranks, value: Any) -> list[Any]:
 
 
 def check_clocks(ranks: Ranks, hosts: list[str]) -> list[Check]:
-    """Each clock against that of rank 0, just after a barrier; the smallest of some differences has the least waiting."""
+    """Each clock against that of rank 0, just after a barrier; the smallest of some differences has the least delay."""
     rounds = []
     for _ in range(ROUNDS):
         dist.barrier()
@@ -47,7 +47,11 @@ def judge_clocks(skews: dict[str, float]) -> Check:
             f"{host} is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}" for host, skew in wrong.items()
         )
         return Check("clocks", "warning", found, "start an NTP service there (chronyd, systemd-timesyncd)")
-    return Check("clocks", "ok", f"{len(skews)} hosts within {max(map(abs, skews.values())) * 1e3:.0f} ms")
+    return Check(
+        "clocks",
+        "ok",
+        f"{len(skews)} host{'s' if len(skews) > 1 else ''} within {max(map(abs, skews.values())) * 1e3:.0f} ms",
+    )
 
 
 def check_all_reduce(ranks: Ranks) -> list[Check]:

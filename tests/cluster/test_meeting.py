@@ -1,12 +1,8 @@
 """Bad input at the start of a run of many processes: one line, exit code 2, on every one of them, and no waiting."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -16,54 +12,6 @@ from crate_graph.cluster.ranks import Ranks
 from crate_graph.cluster.versions import code_digest
 
 HERE = socket.gethostname()
-
-
-def free_port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
-class Forks:
-    """The processes of forks.py."""
-
-    def __init__(self, folder, recipe):
-        self.folder, self.recipe = folder, recipe
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-        self.parent = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-        )
-        assert self.parent.stdout.readline() == "ready\n"
-
-    def start(self, processes, command=None):
-        """Start them; their pids."""
-        command = command or ["train", str(self.recipe), "--run-dir", str(self.folder / "run")]
-        asked = {"processes": processes, "command": command, "folder": str(self.folder)}
-        print(json.dumps(asked), file=self.parent.stdin, flush=True)
-        return json.loads(self.parent.stdout.readline())
-
-    def end(self):
-        """(exit code, what was printed, what was said on stderr) of each."""
-        codes = json.loads(self.parent.stdout.readline())
-        texts = [[(self.folder / f"{n}.{name}").read_text() for name in ("out", "err")] for n in range(len(codes))]
-        return [(code, *text) for code, text in zip(codes, texts, strict=True)]
-
-    def close(self):
-        self.parent.stdin.close()
-        self.parent.wait(60)
-
-
-@pytest.fixture(scope="module")
-def forks(runner):
-    started = Forks(runner.folder, runner.recipe)
-    yield started
-    started.close()
-
-
-def process(rank, world, port, seconds=30, host="127.0.0.1", path=(), **more):
-    environment = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": host, "MASTER_PORT": port}
-    environment |= {"CRATE_GRAPH_MEETING_SECONDS": seconds, **more}
-    return {"environment": {key: str(value) for key, value in environment.items()}, "path": list(map(str, path))}
 
 
 def refused(forks, processes):
@@ -79,9 +27,9 @@ def refused(forks, processes):
     return lines, pids
 
 
-def test_they_meet_and_train(forks):
+def test_they_meet_and_train(forks, unused_port):
     """Two processes that no agent of torchrun started."""
-    port, run_dir = free_port(), forks.folder / "pair"
+    port, run_dir = unused_port(), forks.folder / "pair"
     command = [
         "train",
         str(forks.recipe),
@@ -90,36 +38,36 @@ def test_they_meet_and_train(forks):
         "--run-dir",
         str(run_dir),
     ]
-    forks.start([process(rank, 2, port) for rank in range(2)], command)
+    forks.start([forks.process(rank, 2, port) for rank in range(2)], command)
     assert [code for code, _, _ in forks.end()] == [0, 0]
     assert json.loads((run_dir / "summary.json").read_text())["world_size"] == 2
 
 
-def test_two_processes_of_one_rank(forks):
-    port = free_port()
-    lines, pids = refused(forks, [process(rank, 3, port) for rank in (0, 1, 1)])
+def test_two_processes_of_one_rank(forks, unused_port):
+    port = unused_port()
+    lines, pids = refused(forks, [forks.process(rank, 3, port) for rank in (0, 1, 1)])
     assert len(set(lines)) == 1 and "two processes are rank 1 of 3" in lines[0]
     assert all(f"pid {pid} on {HERE}" in lines[0] for pid in pids[1:])
 
 
-def test_two_processes_of_rank_0(forks):
+def test_two_processes_of_rank_0(forks, unused_port):
     """The second finds the door of the first in its place."""
-    lines, pids = refused(forks, [process(0, 2, port) for port in [free_port()] * 2])
+    lines, pids = refused(forks, [forks.process(0, 2, port) for port in [unused_port()] * 2])
     assert len(set(lines)) == 1 and "two processes are rank 0 of 2" in lines[0]
     assert all(f"pid {pid} on {HERE}" in lines[0] for pid in pids)
 
 
-def test_missing_ranks(forks):
-    port = free_port()
-    lines, _ = refused(forks, [process(rank, 5, port, seconds=2) for rank in (0, 2)])
+def test_missing_ranks(forks, unused_port):
+    port = unused_port()
+    lines, _ = refused(forks, [forks.process(rank, 5, port, seconds=2) for rank in (0, 2)])
     assert len(set(lines)) == 1
     assert "ranks 1, 3-4 of 5 have not come to 127.0.0.1:" in lines[0] and f"ranks 0, 2 ({HERE}) did" in lines[0]
 
 
 @pytest.mark.parametrize("host, said", [("127.0.0.1", "Connection refused"), ("nowhere.invalid", "not known")])
-def test_a_rendezvous_that_cannot_be_reached(forks, host, said):
-    port = free_port()
-    (line,), _ = refused(forks, [process(1, 2, port, seconds=1, host=host)])
+def test_a_rendezvous_that_cannot_be_reached(forks, unused_port, host, said):
+    port = unused_port()
+    (line,), _ = refused(forks, [forks.process(1, 2, port, seconds=1, host=host)])
     assert f"MASTER_ADDR={host}, MASTER_PORT={port}" in line and said in line
 
 
@@ -127,37 +75,37 @@ def test_a_port_that_another_program_has(forks):
     """One that says nothing: a client of PyTorch's store would wait for ever."""
     with socket.create_server(("", 0)) as stranger:
         port = stranger.getsockname()[1]
-        (of_0, of_1), _ = refused(forks, [process(rank, 2, port, seconds=1) for rank in range(2)])
+        (of_0, of_1), _ = refused(forks, [forks.process(rank, 2, port, seconds=1) for rank in range(2)])
     assert f"port {port} of {HERE}, MASTER_PORT of this run, is taken by another program; set MASTER_PORT" in of_0
     assert f"at 127.0.0.1:{port}, where rank 0 should be, answers another program" in of_1
 
 
-def test_a_port_that_another_run_has(forks):
+def test_a_port_that_another_run_has(forks, unused_port):
     def of_job(job, rank, seconds):
         step = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": 0, "SLURM_PROCID": rank, "SLURM_NTASKS": 2, "SLURM_LOCALID": rank}
         step |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CRATE_GRAPH_MEETING_SECONDS": seconds}
         return {"environment": {key: str(value) for key, value in step.items()}, "after": 0.5 * (job - 7)}
 
-    port = free_port()
+    port = unused_port()
     (first, *others), (pid, *_) = refused(forks, [of_job(7, 0, 6), of_job(8, 0, 2), of_job(8, 1, 2)])
     assert "rank 1 of 2 has not come" in first
     assert all(f"another run (job 7.0), pid {pid} on {HERE}" in line for line in others)
 
 
 @pytest.mark.parametrize("package", ["deepspeed", "crate-graph"])
-def test_mixed_versions(forks, tmp_path, package):
+def test_mixed_versions(forks, unused_port, tmp_path, package):
     (tmp_path / f"{package.replace('-', '_')}-9.9.dist-info").mkdir()
     (tmp_path / f"{package.replace('-', '_')}-9.9.dist-info" / "METADATA").write_text(
         f"Name: {package}\nVersion: 9.9\n"
     )
-    port = free_port()
-    lines, _ = refused(forks, [process(0, 2, port), process(1, 2, port, path=[tmp_path])])
+    port = unused_port()
+    lines, _ = refused(forks, [forks.process(0, 2, port), forks.process(1, 2, port, path=[tmp_path])])
     assert len(set(lines)) == 1 and f"{package.replace('-', '_')} differs: " in lines[0]
     assert f"on rank 0 ({HERE}), 9.9 on rank 1 ({HERE}); install the same" in lines[0]
 
 
-def test_a_time_that_is_none(forks):
-    (line,), _ = refused(forks, [process(0, 2, free_port(), seconds="soon")])
+def test_a_time_that_is_none(forks, unused_port):
+    (line,), _ = refused(forks, [forks.process(0, 2, unused_port(), seconds="soon")])
     assert "CRATE_GRAPH_MEETING_SECONDS=soon" in line
 
 
@@ -169,7 +117,7 @@ def test_the_store_of_an_agent_outlives_restarts(forks):
         agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x"}
         counts = enumerate((count_0, count_1))
         return [
-            process(rank, 2, server.port, path=path if rank else (), TORCHELASTIC_RESTART_COUNT=count, **agent)
+            forks.process(rank, 2, server.port, path=path if rank else (), TORCHELASTIC_RESTART_COUNT=count, **agent)
             for rank, count in counts
         ]
 
