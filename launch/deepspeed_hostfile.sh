@@ -64,14 +64,14 @@ if [[ -z $print_only ]]; then
   trap 'rm -rf "$answers"' EXIT
   asked=() silent=()
   for number in "${!hosts[@]}"; do
-    timeout 30 ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "${hosts[number]}" hostname -I \
+    timeout 15 ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "${hosts[number]}" hostname -I \
       >"$answers/$number" 2>&1 &
     asked+=($!)
   done
   for number in "${!hosts[@]}"; do
     if wait "${asked[number]}"; then continue; fi
     said=$(tr -d '\r' <"$answers/$number" | tail -n 1)
-    silent+=("host ${hosts[number]} (${said:-no answer in 30 s})")
+    silent+=("host ${hosts[number]} (${said:-no answer in 15 s})")
   done
   if ((${#silent[@]})); then
     fail "$hostfile: cannot be reached by ssh: ${silent[*]}; mend the line, or try: ssh HOST hostname"
