@@ -104,7 +104,7 @@ def _open_door(ranks: Ranks, deadline: float) -> tuple[dist.Store | None, _Door 
     port = ranks.master[1]
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10), wait_for_workers=False)
     greeting = {"crate-graph": "rendezvous", "run": ranks.run, "store": server.port, "nonce": os.urandom(8).hex()}
-    greeting |= {"host": socket.gethostname(), "pid": os.getpid()}
+    greeting |= {"host": socket.gethostname(), "pid": os.getpid(), "world": ranks.world}
     until = min(deadline, time.monotonic() + _STRANGER_SECONDS)
     while True:
         try:
@@ -135,6 +135,11 @@ def _knock(ranks: Ranks, deadline: float) -> tuple[str, dict[str, Any]]:
         with closing(_connect(host, port, deadline)) as connection:
             address, greeting = connection.getpeername()[0], _read_greeting(connection)
         if greeting is not None and greeting["run"] == ranks.run:
+            if greeting["world"] != ranks.world:
+                raise UserError(
+                    f"rank 0 at {host}:{port}, {_place(greeting)}, is one of {greeting['world']} processes, and this "
+                    f"is one of {ranks.world}; start all by one launcher, or two runs with a MASTER_PORT for each"
+                )
             return address, greeting
         if time.monotonic() > until:
             raise UserError(
@@ -148,7 +153,11 @@ def _who(greeting: dict[str, Any] | None) -> str:
     if greeting is None:
         return "another program"
     run = f" ({greeting['run']})" if greeting["run"] else ""
-    return f"another run{run}, pid {greeting['pid']} on {greeting['host']}"
+    return f"another run{run}, {_place(greeting)}"
+
+
+def _place(greeting: dict[str, Any]) -> str:
+    return f"pid {greeting['pid']} on {greeting['host']}"
 
 
 def _greeting_of(host: str, port: int) -> dict[str, Any] | None:

@@ -57,6 +57,13 @@ def test_two_processes_of_rank_0(forks, unused_port):
     assert all(f"pid {pid} on {HERE}" in lines[0] for pid in pids)
 
 
+def test_worlds_that_differ(forks, unused_port):
+    port = unused_port()
+    processes = [forks.process(0, 2, port, seconds=4), forks.process(2, 3, port) | {"after": 1}]
+    (of_0, of_2), (pid, _) = refused(forks, processes)
+    assert f"pid {pid} on {HERE}, is one of 2 processes, and this is one of 3" in of_2 and "rank 1 of 2" in of_0
+
+
 def test_missing_ranks(forks, unused_port):
     port = unused_port()
     lines, _ = refused(forks, [forks.process(rank, 5, port, seconds=2) for rank in (0, 2)])
