@@ -106,6 +106,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
+    from crate_graph.doctor import commands as doctor
     from crate_graph.restore import commands as restore
 
     parser = _Parser(
@@ -120,6 +121,7 @@ def _parser() -> _Parser:
     _add_export(verbs)
     shards.add_parser(verbs)
     checkpoint.add_parser(verbs)
+    doctor.add_parser(verbs)
     _add_bench(verbs)
     return parser
 

@@ -59,13 +59,25 @@ read -r -a ssh_args <<<"${SSH_ARGS:-}"
 address=${MASTER_ADDR:-}
 if [[ -z $print_only ]]; then
   type -P pdsh >/dev/null || fail "pdsh is not installed (apt-get install pdsh); the launcher of DeepSpeed needs it"
-  for host in "${hosts[@]}"; do
-    if ! said=$(ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1); then
-      said=$(tr -d '\r' <<<"$said" | tail -n 1)
-      fail "$hostfile: host $host cannot be reached by ssh ($said); mend the line, or try: ssh $host hostname"
-    fi
-    address=${address:-${said%% *}}
+  # All at once, since each host that is down takes its time.
+  answers=$(mktemp -d)
+  trap 'rm -rf "$answers"' EXIT
+  asked=() silent=()
+  for number in "${!hosts[@]}"; do
+    timeout 15 ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "${hosts[number]}" hostname -I \
+      >"$answers/$number" 2>&1 &
+    asked+=($!)
   done
+  for number in "${!hosts[@]}"; do
+    if wait "${asked[number]}"; then continue; fi
+    said=$(tr -d '\r' <"$answers/$number" | tail -n 1)
+    silent+=("host ${hosts[number]} (${said:-no answer in 15 s})")
+  done
+  if ((${#silent[@]})); then
+    fail "$hostfile: cannot be reached by ssh: ${silent[*]}; mend the line, or try: ssh HOST hostname"
+  fi
+  read -r said _ < <(tail -n 1 "$answers/0")
+  address=${address:-$said}
 fi
 
 command=("$python" -m deepspeed.launcher.runner --hostfile "$hostfile" --force_multi --no_ssh_check
@@ -77,7 +89,7 @@ if [[ -n $print_only ]]; then
 fi
 
 told=$(mktemp)
-trap 'rm -f "$told"' EXIT
+trap 'rm -rf "$told" "$answers"' EXIT
 env | grep -E '^(NCCL|GLOO|FI|OMP|DS|TORCH|CRATE_GRAPH)_[A-Z0-9_]*=' >"$told" || :
 export DS_ENV_FILE=$told PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} ${SSH_ARGS:-}"
 again=''

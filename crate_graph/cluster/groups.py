@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
+from crate_graph.cluster.meeting import meet
 from crate_graph.cluster.ranks import Ranks, export
 from crate_graph.errors import RunFailed, UserError
 
@@ -24,21 +25,34 @@ def process_group(ranks: Ranks, *, timeout: timedelta = timedelta(minutes=10)) -
     """Join the default process group for the length of the block, also when this process is alone.
 
     A process that ends without leaving the group may abort at exit, and a finished run would look like a failed one.
+
+    Raises:
+        UserError: no GPU is left for this process; or, on all of them, the processes do not find each other or do not
+            fit together: see `meeting.meet`.
     """
+    store = dist.HashStore() if ranks.world == 1 else meet(ranks, _mistake(ranks))
     device = ranks.device
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if ranks.world == 1 else {}
     export(ranks)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it says on every rank that it found no GPU
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that the flight recorder remembers
-    dist.init_process_group(backend, timeout=timeout, **alone)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _mistake(ranks: Ranks) -> UserError | None:
+    """Why this process has no device."""
+    try:
+        ranks.device  # noqa: B018 - it is computed
+    except UserError as error:
+        return error
+    return None
 
 
 def end_process(code: int) -> NoReturn:

@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crate_graph.errors import UserError
@@ -37,6 +37,7 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     master: tuple[str, int] | None = None  # host and port
+    run: str = field(default="", compare=False)  # tells the run from others, where the launcher does
 
     @property
     def is_main(self) -> bool:
@@ -94,7 +95,9 @@ def read_ranks(environment: Mapping[str, str]) -> Ranks:
                 f"the variables of the other"
             )
     rank, world, local_rank = nearest.place
-    return Ranks(rank, world, local_rank, nearest.master(environment) if world > 1 else None)
+    if world == 1:
+        return Ranks(rank, world, local_rank)
+    return Ranks(rank, world, local_rank, nearest.master(environment), nearest.run(environment))
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,14 @@ class _Place:
             return host, int(port)
         except ValueError:
             raise UserError(f"environment: MASTER_PORT={port} is not a whole number") from None
+
+    def run(self, environment: Mapping[str, str]) -> str:
+        """What all processes of the run, and no others, are told."""
+        if self.launcher == "srun":
+            return "job " + ".".join(environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        if self.launcher == "mpirun":
+            return "mpirun " + (environment.get("OMPI_MCA_ess_base_jobid") or environment.get("PMIX_NAMESPACE", ""))
+        return environment.get("TORCHELASTIC_RUN_ID", "")
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> _Place | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_graph.cluster.groups import naming_a_lost_peer, process_group
-from crate_graph.cluster.ranks import discover
+from crate_graph.cluster.groups import agree, naming_a_lost_peer, process_group
+from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
@@ -36,17 +36,26 @@ def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | No
     Raises:
         UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model.
     """
-    return judge(open_subject(name, data, overrides), tile)
+    ranks = discover()
+    with process_group(ranks):  # first, since opening may take one host longer than another
+        with agree(ranks):
+            subject = open_subject(name, data, overrides)
+        return _judge(subject, tile, ranks)
 
 
 def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
     """Metrics of `subject`, after what it is and what it was judged on."""
+    ranks = discover()
+    with process_group(ranks):
+        return _judge(subject, tile, ranks)
+
+
+def _judge(subject: Subject, tile: int | None, ranks: Ranks) -> dict[str, Any]:
     recipe, model = subject.recipe, subject.model
     if tile is not None:
         if recipe.task.kind != "restoration":
             raise UserError(f"--tile {tile}: only pictures that are restored can be cut into tiles; leave it out")
         model = Tiled(model, tile)
-    ranks = discover()
     if ranks.is_main and (slow := slow_precision(recipe.precision, ranks.device)) is not None:
         logger.warning(slow)
     objective = Objective(model, build_task(recipe), recipe.precision).to(ranks.device).eval()
@@ -55,7 +64,7 @@ def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
         with torch.inference_mode():
             return objective(*batch)
 
-    with process_group(ranks), naming_a_lost_peer():
+    with naming_a_lost_peer():
         loader = build_eval_loader(recipe, ranks, dataset=subject.dataset, mean=subject.mean, std=subject.std)
         try:
             metrics, damaged = evaluate_split(measure, objective.task, loader, ranks)

@@ -121,6 +121,22 @@ def test_deepspeed_understands_what_is_printed(tmp_path):
     assert [args.user_script, *args.user_args] == ["crate_graph", "train", "quickstart"]
 
 
+def test_a_rendezvous_host_that_is_not_known_is_named():
+    settings = {"NODES": "2", "MASTER_ADDR": "nowhere.invalid", "PYTHON": sys.executable}
+    refused(run("torchrun.sh", "train", "x", **settings), "MASTER_ADDR=nowhere.invalid", "knows no host of that name")
+
+
+def test_preflight_prints_what_examines_each_host():
+    doctor = ["-m", "crate_graph", "doctor", "quickstart"]
+    (words,) = printed("preflight.sh", "quickstart", PROCS_PER_NODE="1", PYTHON="python")
+    assert words == ["python", *doctor]
+    (words,) = printed("preflight.sh", "quickstart", PROCS_PER_NODE="2", PYTHON="python")
+    assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] and words[5:] == doctor
+    allocation = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "PYTHON": "python"}
+    (words,) = printed("preflight.sh", "quickstart", **allocation)
+    assert words[:4] == ["srun", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"] and words[-4:] == doctor
+
+
 def test_slurm_prints_the_step_of_the_job():
     (words,) = printed("slurm.sbatch", "train", "quickstart")
     assert words[:3] == ["srun", "--nodes=2", "--ntasks=2"]
@@ -157,8 +173,22 @@ def test_a_mistake_is_one_line(script, words, settings, said):
 @pytest.mark.skipif(not (shutil.which("ssh") and shutil.which("pdsh")), reason="ssh and pdsh are not installed")
 def test_an_unknown_host_is_named(tmp_path):
     hosts = tmp_path / "hosts"
-    hosts.write_text("nowhere.invalid slots=1\n")
-    refused(run("deepspeed_hostfile.sh", hosts, "train", "x", PYTHON=sys.executable), hosts, "host nowhere.invalid")
+    hosts.write_text("nowhere.invalid slots=1\nnobody.invalid slots=1\n")
+    done = run("deepspeed_hostfile.sh", hosts, "train", "x", PYTHON=sys.executable)
+    refused(done, hosts, "host nowhere.invalid (", "host nobody.invalid (")
+
+
+@pytest.mark.skipif(not shutil.which("pdsh"), reason="pdsh is not installed")
+def test_a_host_that_does_not_answer_is_named(tmp_path):
+    """One that takes the connection and says nothing, as a host does whose disk is gone."""
+    (tmp_path / "ssh").write_text("#!/bin/bash\n[[ $* == *good* ]] && echo 10.0.0.1 || exec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("good slots=1\nmute slots=1\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run("deepspeed_hostfile.sh", hosts, "train", "x", PYTHON=sys.executable, PATH=path)
+    refused(done, hosts, "host mute (no answer in 15 s)")
+    assert "good" not in done.stderr
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -272,6 +302,11 @@ def fake(tmp_path):
 @pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh"])
 def test_the_exit_code_says_what_torchrun_does_not(script, fake, says, code, expected):
     assert run(script, "train", "x", SAYS=says, CODE=str(code), **fake).returncode == expected
+
+
+@pytest.mark.parametrize("says, code, expected", [("", 0, 0), ("", 1, 1), ("mistake", 1, 2)])
+def test_preflight_tells_a_mistake_from_a_failure(fake, says, code, expected):
+    assert run("preflight.sh", "x", PROCS_PER_NODE="2", SAYS=says, CODE=str(code), **fake).returncode == expected
 
 
 def test_a_signal_before_the_run_starts(fake):

@@ -19,6 +19,7 @@ VERBS = {
     "restore": ["restore"],
     "export": ["export"],
     "bench": ["bench"],
+    "doctor": ["doctor"],
     "shards": ["shards"],
     "shards make": ["shards", "make"],
     "shards verify": ["shards", "verify"],
@@ -76,7 +77,8 @@ def test_help_names_every_verb(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        f"\n    {verb}" in text for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench")
+        f"\n    {verb}" in text
+        for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench", "doctor")
     )
 
 

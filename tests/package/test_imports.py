@@ -24,7 +24,7 @@ ORDER = [
     {"weights"},
     {"evaluation", "analysis"},
     {"restore"},
-    {"train"},
+    {"train", "doctor"},
     {"cli"},
     {"__init__", "__main__"},
 ]

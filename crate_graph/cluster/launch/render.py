@@ -19,9 +19,17 @@ FACTS = {
     "exit_again": 75,  # EX_TEMPFAIL of sysexits.h: the run is whole and is to be started again
     "join_timeout": 600,  # seconds for all hosts to arrive
     "read_timeout": 45,  # seconds for the rendezvous host to answer
+    "ssh_seconds": 15,  # for a host to answer
     "networks": NETWORKS,
 }
-SCRIPTS = ("torchrun.sh", "slurm.sbatch", "slurm_array.sbatch", "deepspeed_hostfile.sh", "accelerate.sh")
+SCRIPTS = (
+    "preflight.sh",
+    "torchrun.sh",
+    "slurm.sbatch",
+    "slurm_array.sbatch",
+    "deepspeed_hostfile.sh",
+    "accelerate.sh",
+)
 MANIFESTS = ("kubernetes/indexed_job.yaml", "kubernetes/pytorchjob.yaml")
 SETTINGS = ("accelerate.yaml",)
 

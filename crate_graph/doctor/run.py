@@ -1,0 +1,70 @@
+"""The verb `doctor`: each host examines itself, all of them the network between them; rank 0 has all findings."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from crate_graph.cluster.groups import naming_a_lost_peer, process_group
+from crate_graph.cluster.ranks import Ranks, discover
+from crate_graph.config.schema import Recipe
+from crate_graph.doctor.check import Check, failing
+from crate_graph.doctor.host import examine_host
+from crate_graph.doctor.network import check_network
+from crate_graph.doctor.recipe import check_batches, check_shards, shared_bytes
+from crate_graph.doctor.together import check_all_reduce, check_clocks, gather
+from crate_graph.errors import RunFailed, UserError
+
+
+def examine(recipe: Recipe | None, run_dir: Path | None) -> list[Check]:
+    """All findings, on every process of the run.
+
+    Raises:
+        RunFailed: the processes did not meet; not on rank 0, where that is one of the findings.
+    """
+    ranks = discover()
+    run_dir = run_dir or Path("runs", recipe.name if recipe else "")
+    with ExitStack() as stack:
+        if ranks.world > 1:
+            try:
+                stack.enter_context(process_group(ranks))
+            except UserError as error:
+                return _alone(recipe, run_dir, ranks, error)
+        with naming_a_lost_peer():
+            return _together(recipe, run_dir, ranks)
+
+
+def _alone(recipe: Recipe | None, run_dir: Path, ranks: Ranks, error: UserError) -> list[Check]:
+    if not ranks.is_main:
+        raise RunFailed(str(error)) from None
+    found, _, remedy = str(error).rpartition("; ")
+    met = Check("meeting", "failed", found, remedy, socket.gethostname())
+    return [met, *_of_host(recipe, run_dir, ranks, 1, 1)]
+
+
+def _together(recipe: Recipe | None, run_dir: Path, ranks: Ranks) -> list[Check]:
+    hosts = gather(ranks, socket.gethostname())
+    first_here = hosts.index(hosts[ranks.rank]) == ranks.rank
+    mine = _of_host(recipe, run_dir, ranks, hosts.count(hosts[ranks.rank]), len(set(hosts))) if first_here else []
+    findings = [check for checks in gather(ranks, mine) for check in checks]
+    if recipe is not None:
+        findings += failing("batches", check_batches, recipe, ranks.world)
+    if ranks.world > 1:
+        places = ", ".join(f"{hosts.count(host)} on {host}" for host in dict.fromkeys(hosts))
+        findings.append(Check("meeting", "ok", f"{ranks.world} processes of equal versions: {places}"))
+        findings += check_clocks(ranks, hosts)
+        findings += check_all_reduce(ranks)
+    return findings
+
+
+def _of_host(recipe: Recipe | None, run_dir: Path, ranks: Ranks, processes: int, hosts: int) -> list[Check]:
+    """What this host finds of itself."""
+    needed = None if recipe is None else shared_bytes(recipe, ranks.world, processes)
+    looks = examine_host(run_dir, processes, needed)
+    looks.append(("network", check_network, ranks.master[0] if ranks.master else None, hosts))
+    if recipe is not None:
+        looks.append(("shards", check_shards, recipe))
+    found = [check for name, look, *arguments in looks for check in failing(name, look, *arguments)]
+    return [replace(check, host=socket.gethostname()) for check in found]
