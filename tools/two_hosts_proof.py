@@ -28,18 +28,20 @@ import ssh_hosts
 from proof_runs import Runs, Skipped, is_worker, launcher, print_table
 from two_hosts import Host, TwoHosts, missing
 
-STEPS = 200
-QUARTER = STEPS // 4  # from one checkpoint to the next
 WATCHDOG = 8  # seconds
 TOLERANCE = 1e-5  # of a loss, relative
-SAVING = f"checkpoint.every_steps={QUARTER}"
 WATCHED = f"watchdog={{seconds: {WATCHDOG}, first_seconds: 300}}"
 # A host boots while the other trains alone: larger batches, so that fewer steps take longer.
 SLOW = ("batch.global_batch=256", WATCHED)
 
 
 class Proof(Runs):
-    """Runs on the hosts."""
+    """Runs of so many `steps` on the hosts, with a checkpoint each quarter of them."""
+
+    def __init__(self, folder: Path, engine: str, steps: int):
+        self.steps, self.quarter = steps, steps // 4
+        length = (f"schedule.max_steps={steps}", f"checkpoint.every_steps={self.quarter}")
+        super().__init__(folder, f"engine.name={engine}", *length, NETWORK="gloo")
 
     def on_one(self, run: str, host: Host, *settings: str, procs: int = 1) -> subprocess.Popen:
         return self._start(run, host, *settings, PROCS_PER_NODE=str(procs))
@@ -53,7 +55,6 @@ class Proof(Runs):
         return self._start(run, host, *settings, **{**meet, **environment})
 
     def _start(self, run: str, host: Host, *settings: str, **environment: str) -> subprocess.Popen:
-        settings = (SAVING, *settings)
         return self.start(run, launcher("torchrun.sh"), settings=settings, starter=host.start, **environment)
 
     def world(self, run: str) -> int:
@@ -65,10 +66,11 @@ class Proof(Runs):
         """Steps of the checkpoints at which it was taken up."""
         return [int(step) for step in re.findall(r"^going on from .*/step-(\d+)$", self.said(run), re.MULTILINE)]
 
-    def compare(self, run: str, same_until: int = STEPS, undisturbed: str = "one_host") -> str:
+    def compare(self, run: str, same_until: int | None = None, undisturbed: str = "one_host") -> str:
         """Every step is there; up to `same_until` losses are equal bit for bit, and within the tolerance later."""
+        same_until = self.steps if same_until is None else same_until
         expected, losses = self.losses(undisturbed), self.losses(run)
-        assert losses.keys() == expected.keys() and len(losses) == STEPS, f"{run}: {len(losses)} losses"
+        assert losses.keys() == expected.keys() and len(losses) == self.steps, f"{run}: {len(losses)} losses"
         different = [step for step in losses if losses[step] != expected[step]]
         if not different:
             return "equal bit for bit"
@@ -82,7 +84,7 @@ class Proof(Runs):
 def one_host(proof: Proof, nodea: Host, nodeb: Host) -> str:
     """Two processes that nobody disturbs: theirs are the losses that all others must have."""
     proof.end("one_host", proof.on_one("one_host", nodea, procs=2))
-    assert len(proof.losses("one_host")) == STEPS
+    assert len(proof.losses("one_host")) == proof.steps
     return "the losses to be met"
 
 
@@ -94,17 +96,18 @@ def both_hosts(proof: Proof, nodea: Host, nodeb: Host) -> str:
 def cut_link(proof: Proof, nodea: Host, nodeb: Host) -> str:
     """Both ranks wait for one another; each ends itself. Then one host goes on alone, and later both do."""
     run = "cut_link"
-    both = proof.on_both(run, (nodea, nodeb), WATCHED)
-    proof.until_step(run, QUARTER + 5, *both)
+    near, far = proof.on_both(run, (nodea, nodeb), WATCHED)
+    proof.until_step(run, proof.quarter + 5, near, far)
     nodeb.unplug()
-    proof.end(run, *both, code=1)
-    silent = [_silence(proof.folder / run / "logs", rank) for rank in range(2)]
+    proof.end(run, near, code=1)
     cut_at = len(proof.losses(run))
-    proof.end(run, proof.on_one(run, nodea, f"schedule.max_steps={3 * QUARTER}"))
+    proof.end(run, proof.on_one(run, nodea, f"schedule.max_steps={3 * proof.quarter}"))
+    proof.end(run, far, code=1)  # by then nobody has answered it for long
+    silent = [_silence(proof.folder / run / "logs", rank) for rank in range(2)]
     nodeb.plug()
     proof.end(run, *proof.on_both(run, (nodea, nodeb)))
     alone, together = proof.went_on_at(run)
-    assert QUARTER <= alone <= cut_at and together == 3 * QUARTER
+    assert proof.quarter <= alone <= cut_at and together == 3 * proof.quarter
     ended = f"cut at step {cut_at}, the watchdogs ended both ranks after {silent[0]} and {silent[1]} s"
     return f"{ended}; one host went on at step {alone}, both at step {together}; {proof.compare(run, alone)}"
 
@@ -123,7 +126,7 @@ def lost_host(proof: Proof, nodea: Host, nodeb: Host) -> str:
     run, elastic = "lost_host", {"NODES": "1:2", "MAX_RESTARTS": "3"}
     proof.end("slow", proof.on_one("slow", nodea, *SLOW, procs=2))
     survivor, lost = proof.on_both(run, (nodea, nodeb), *SLOW, **elastic)
-    proof.until_step(run, QUARTER + 5, survivor, lost)
+    proof.until_step(run, proof.quarter + 5, survivor, lost)
     lost_at = time.monotonic()
     nodeb.lose_power()
     proof.until(run, "one host trains alone", lambda: proof.world(run) == 1, survivor)
@@ -141,7 +144,7 @@ def killed_rank(proof: Proof, nodea: Host, nodeb: Host, rank: int = 1) -> str:
     """torchrun starts all ranks anew on both hosts."""
     run = f"killed_rank_{rank}"
     both = proof.on_both(run, (nodea, nodeb), MAX_RESTARTS="1")
-    proof.until_step(run, QUARTER + 5, *both)
+    proof.until_step(run, proof.quarter + 5, *both)
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in (nodea, nodeb)[rank].processes()}
     os.kill(next(pid for pid, command in commands.items() if is_worker(command, proof.folder / run)), signal.SIGKILL)
     proof.end(run, *both)
@@ -188,6 +191,7 @@ CASES: dict[str, Callable[[Proof, Host, Host], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of each run (200)")
     parser.add_argument("--engine", default="accelerate", choices=("accelerate", "deepspeed"))
     args = parser.parse_args(argv)
     if reason := missing():
@@ -196,10 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(1))
     names = dict.fromkeys(["one_host", *(args.only or CASES)])
-    settings = (f"engine.name={args.engine}", f"schedule.max_steps={STEPS}")
     with (
         tempfile.TemporaryDirectory(prefix="two-hosts-proof-") as folder,
-        Proof(Path(folder), *settings, NETWORK="gloo") as proof,
+        Proof(Path(folder), args.engine, args.steps) as proof,
     ):
         return print_table("on two hosts", {name: partial(_on_new_hosts, proof, CASES[name]) for name in names})
 
