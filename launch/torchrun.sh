@@ -64,14 +64,14 @@ command=("$python" -m torch.distributed.run
 if [[ $nodes == 1 ]]; then
   command+=(--standalone)
 else
+  # A store for each start of the processes: in a shared one they may find addresses of those that were before them, and
+  # a host that comes back is told of a store that is gone.
+  command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${command[@]}")
   command+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
     --rdzv-conf="join_timeout=${JOIN_TIMEOUT:-600},read_timeout=45")
 fi
 # The agent would end its workers 30 seconds after a SIGTERM; they get the signal by another way, and save in peace.
 command+=(--signals-to-handle=SIGINT -m crate_graph "${words[@]}")
-if [[ $nodes == *:* ]]; then # else a host that comes back is told of a store that is gone
-  command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${command[@]}")
-fi
 
 if [[ -n $print_only ]]; then
   show "${command[@]}"

@@ -31,9 +31,6 @@ host=${MASTER_ADDR:-} port=${MASTER_PORT:-{{ port }}} run_id=${RUN_ID:-crate-gra
 [[ $nodes == 1 || -n $host ]] || fail "NODES=$nodes: set MASTER_ADDR to the host where all meet, the same on each"
 
 {% include "parts/torchrun_words.sh" %}
-if [[ $nodes == *:* ]]; then # else a host that comes back is told of a store that is gone
-  command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${command[@]}")
-fi
 
 if [[ -n $print_only ]]; then
   show "${command[@]}"

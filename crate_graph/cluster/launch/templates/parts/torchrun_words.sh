@@ -3,6 +3,9 @@ command=("$python" -m torch.distributed.run
 if [[ $nodes == 1 ]]; then
   command+=(--standalone)
 else
+  # A store for each start of the processes: in a shared one they may find addresses of those that were before them, and
+  # a host that comes back is told of a store that is gone.
+  command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${command[@]}")
   command+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
     --rdzv-conf="join_timeout=${JOIN_TIMEOUT:-{{ join_timeout }}},read_timeout={{ read_timeout }}")
 fi
