@@ -59,14 +59,13 @@ nodes=${NODES:-1} procs=${PROCS_PER_NODE:-$(gpus_or_one)}
 host=${MASTER_ADDR:-} port=${MASTER_PORT:-29500} run_id=${RUN_ID:-crate-graph}
 [[ $nodes == 1 || -n $host ]] || fail "NODES=$nodes: set MASTER_ADDR to the host where all meet, the same on each"
 
-command=("$python" -m torch.distributed.run
+# Each start of the processes gets a store of its own. In one that they share with those before them they may find the
+# address of a dead one, and a host that comes back would be told of a store that is gone.
+command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$python" -m torch.distributed.run
   --nnodes="$nodes" --nproc-per-node="$procs" --max-restarts="${MAX_RESTARTS:-0}")
 if [[ $nodes == 1 ]]; then
   command+=(--standalone)
 else
-  # A store for each start of the processes: in a shared one they may find addresses of those that were before them, and
-  # a host that comes back is told of a store that is gone.
-  command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${command[@]}")
   command+=(--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$run_id"
     --rdzv-conf="join_timeout=${JOIN_TIMEOUT:-600},read_timeout=45")
 fi
