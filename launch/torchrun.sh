@@ -61,7 +61,9 @@ host=${MASTER_ADDR:-} port=${MASTER_PORT:-29500} run_id=${RUN_ID:-crate-graph}
 [[ $nodes == 1 || -n $print_only ]] || getent ahosts "$host" >/dev/null ||
   fail "MASTER_ADDR=$host: $(hostname) knows no host of that name; mend it, or write an address"
 
-command=("$python" -m torch.distributed.run
+# Each start of the processes gets a store of its own. In one that they share with those before them they may find the
+# address of a dead one, and a host that comes back would be told of a store that is gone.
+command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$python" -m torch.distributed.run
   --nnodes="$nodes" --nproc-per-node="$procs" --max-restarts="${MAX_RESTARTS:-0}")
 if [[ $nodes == 1 ]]; then
   command+=(--standalone)
@@ -94,17 +96,46 @@ pass_on() {
 set -m # else the agent would ignore Ctrl-C
 bash -c 'trap "" TERM USR1; exec "$@"' agent "${command[@]}" &
 agent=$!
+
+# An agent that asks a host in vain, because the link to it is cut, waits for ever and does not see its workers end.
+worker_ended() {
+  local worker workers=()
+  read -r -a workers <"/proc/$agent/task/$agent/children"
+  for worker in "${workers[@]}"; do
+    if grep -q '^State:.*zombie' "/proc/$worker/status"; then return; fi
+  done
+  return 1
+}
+watch_agent() {
+  local unseen=0
+  while sleep 5 && kill -0 "$agent"; do
+    if worker_ended; then ((unseen += 5)); else unseen=0; fi
+    if ((unseen >= 45)); then
+      echo unreachable >>"$journal"
+      kill -KILL "$agent"
+    fi
+  done
+}
+watch_agent </dev/null >/dev/null 2>&1 &
+guard=$!
+disown "$guard" # its end is no news
+
 trap pass_on TERM USR1
 trap 'kill -INT "$agent" 2>/dev/null || :' INT
 while :; do
   if wait "$agent"; then code=0; else code=$?; fi
   kill -0 "$agent" 2>/dev/null || break
 done
+kill -- "-$guard" 2>/dev/null || :
 # torchrun makes 1 of every exit code; what happened stands in the journal.
 outcome=$(tail -n 1 "$journal")
 rm -f "$journal"
 case $outcome in
   preempted) again=1 ;;
+  unreachable)
+    echo "torchrun.sh: failed: a process has ended, and the host where all meet does not answer; start the same line again" >&2
+    code=1
+    ;;
   mistake) exit 2 ;;
 esac
 if [[ -n $again ]]; then exit 75; fi

@@ -16,27 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 from signal import signal as set_handler
-from subprocess import TimeoutExpired
 
+from proof_runs import RECIPE, ROOT, is_worker, losses, print_table
 from small_slurm import SmallSlurm, command, missing, processes
 
-ROOT = Path(__file__).parents[1]
-RECIPE = """\
-name: proof
-data: {dataset: fashion_mnist, slots: 8, workers: 1,
-  train_transform: {size: 28, crop: pad_and_crop, padding: 2}, eval_transform: {size: 28, resize: null}}
-model: {name: crate_tiny_patch16_224, kwargs: {img_size: 28, patch_size: 7, in_chans: 1, embed_dim: 32,
-  depth: 2, num_heads: 2}}
-batch: {global_batch: 16}
-optimizer: {lr: 2.0e-3, clip_norm: 1.0}
-schedule: {epochs: 1, warmup_epochs: 0.01}
-evaluation: {batch_size: 500}
-checkpoint: {every_epochs: null}
-telemetry: {log_every: 1, tensorboard: false}
-"""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 DEADLINE = 600  # seconds for each thing that is waited for
 
@@ -70,15 +57,10 @@ class Proof:
         }
 
     def losses(self, run: str) -> dict[int, float]:
-        path = self.folder / run / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return {record["step"]: record["loss"] for record in records if "loss" in record}
+        return losses(self.folder / run)
 
     def until_step(self, run: str, step: int) -> None:
-        path = self.folder / run / "metrics.jsonl"
-        self.slurm.until(
-            f"{run} trains step {step}", lambda: path.exists() and path.read_text().count('"loss"') >= step, DEADLINE
-        )
+        self.slurm.until(f"{run} trains step {step}", lambda: step in self.losses(run), DEADLINE)
 
     def until_requeued(self, job: str) -> None:
         self.slurm.until(f"job {job} is requeued", lambda: self.slurm.job(job)["Restarts"] != "0", DEADLINE)
@@ -217,7 +199,7 @@ def failure(proof: Proof) -> str:
     job = proof.submit("failure", options=["--export=ALL,MAX_FAILURES=2"])
     for life in range(2):
         proof.until_life(job, life)
-        os.kill(next(pid for pid in processes() if is_worker(pid, proof.folder / "failure")), SIGKILL)
+        os.kill(next(pid for pid in processes() if is_worker(command(pid), proof.folder / "failure")), SIGKILL)
         proof.slurm.until("the job ends", lambda: proof.slurm.job(job)["JobState"] != "RUNNING", DEADLINE)
     proof.expect(proof.ended(job), JobState="FAILED", Restarts="1")
     return "given up after 2 failures"
@@ -236,12 +218,6 @@ def sweep(proof: Proof) -> str:
     first, second = proof.losses("seeds/0"), proof.losses("seeds/1")
     assert len(first) == len(second) == 30 and first != second
     return "2 tasks, 2 run folders"
-
-
-def is_worker(pid: int, run: Path) -> bool:
-    """Whether a process is a rank of the run, and not torchrun or a loader worker."""
-    words = command(pid).split("\0")
-    return words[1:4] == ["-u", "-m", "crate_graph"] and str(run) in words
 
 
 def resumed_at(proof: Proof, job: str) -> str:
@@ -282,22 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prove(names: list[str], steps: int) -> int:
-    failed = 0
     with tempfile.TemporaryDirectory(prefix="slurm-proof-") as temporary:
         folder = Path(temporary)
         with SmallSlurm(folder / "slurm") as slurm:
             proof = Proof(slurm, folder, steps)
-            print("| disturbance | outcome | seconds |\n|---|---|---|", flush=True)
-            for name in names:
-                started = time.monotonic()
-                try:
-                    outcome = SCENARIOS[name](proof)
-                except (AssertionError, OSError, RuntimeError, StopIteration, TimeoutExpired) as error:
-                    failed += 1
-                    outcome = f"FAILED: {error}"
-                    print_logs(folder)
-                print(f"| {name} | {outcome} | {time.monotonic() - started:.0f} |", flush=True)
-    return 1 if failed else 0
+            scenarios = {name: partial(SCENARIOS[name], proof) for name in names}
+            return print_table("disturbance", scenarios, lambda: print_logs(folder))
 
 
 def print_logs(folder: Path) -> None:

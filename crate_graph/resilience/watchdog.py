@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ class Watchdog:
 
     Set-up, compilation and the first collectives take long once, hence the two times. Python's own threads are enough
     where a rank waits in a collective; where native code holds the interpreter, faulthandler's thread ends it.
+
+    The stacks are appended to those of earlier times, since a launcher may start the run again at once.
 
     Args:
         folder: of the two files.
@@ -54,7 +57,7 @@ class Watchdog:
         if seconds is None:
             self._file = self._thread = None
             return
-        self._file = self._stacks.open("w")  # opened now: a full or lost disk must not hide the cause
+        self._file = self._stacks.open("a")  # opened now: a full or lost disk must not hide the cause
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -104,7 +107,8 @@ class Watchdog:
 
     def _give_up(self, silent: float) -> None:
         faulthandler.cancel_dump_traceback_later()
-        self._file.write(f"rank {self._rank}: no progress for {silent:.0f} seconds\n\n")
+        now = datetime.now().isoformat(timespec="seconds")
+        self._file.write(f"rank {self._rank}: no progress for {silent:.0f} seconds at {now}\n\n")
         self._file.flush()
         faulthandler.dump_traceback(self._file, all_threads=True)
         os.fsync(self._file.fileno())

@@ -88,12 +88,13 @@ def test_torchrun_understands_what_is_printed():
     from torch.distributed.run import get_args_parser
 
     (one,) = printed("torchrun.sh", "train", "quickstart", "name=a b", PROCS_PER_NODE="2")
-    args = get_args_parser().parse_args(one[3:])
+    assert one[:2] == ["env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"]
+    args = get_args_parser().parse_args(one[5:])
     assert (args.nnodes, args.nproc_per_node, args.standalone, args.max_restarts) == ("1", "2", True, 0)
     assert [args.training_script, *args.training_script_args] == ["crate_graph", "train", "quickstart", "name=a b"]
 
     (many,) = printed("torchrun.sh", "train", "x", NODES="2:4", MASTER_ADDR="node1", RUN_ID="7-1", MAX_RESTARTS="3")
-    args = get_args_parser().parse_args(many[3:])
+    args = get_args_parser().parse_args(many[5:])
     assert (args.nnodes, args.rdzv_backend, args.rdzv_endpoint) == ("2:4", "c10d", "node1:29500")
     assert (args.rdzv_id, args.max_restarts, args.signals_to_handle) == ("7-1", 3, "SIGINT")
 

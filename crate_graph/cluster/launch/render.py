@@ -18,7 +18,7 @@ FACTS = {
     "exit_mistake": 2,
     "exit_again": 75,  # EX_TEMPFAIL of sysexits.h: the run is whole and is to be started again
     "join_timeout": 600,  # seconds for all hosts to arrive
-    "read_timeout": 45,  # seconds for the rendezvous host to answer
+    "read_timeout": 45,  # seconds for the host where all meet to answer
     "ssh_seconds": 15,  # for a host to answer
     "networks": NETWORKS,
 }

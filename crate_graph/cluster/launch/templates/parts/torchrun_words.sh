@@ -1,4 +1,6 @@
-command=("$python" -m torch.distributed.run
+# Each start of the processes gets a store of its own. In one that they share with those before them they may find the
+# address of a dead one, and a host that comes back would be told of a store that is gone.
+command=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$python" -m torch.distributed.run
   --nnodes="$nodes" --nproc-per-node="$procs" --max-restarts="${MAX_RESTARTS:-0}")
 if [[ $nodes == 1 ]]; then
   command+=(--standalone)
