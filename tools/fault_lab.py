@@ -39,7 +39,12 @@ STEPS = EPOCHS * SAMPLES // BATCH
 SAVE_EVERY = 3
 WEIGHTS = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
 DEADLINE = 240  # seconds for whatever is waited for
-PRELOADED = ["crate_graph.cli", "crate_graph.train.run", "crate_graph.engine.accelerate", "crate_graph.checkpoint.commands"]
+PRELOADED = [
+    "crate_graph.cli",
+    "crate_graph.train.run",
+    "crate_graph.engine.accelerate",
+    "crate_graph.checkpoint.commands",
+]
 
 
 class Lab:
