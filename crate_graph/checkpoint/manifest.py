@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint consists of, with the checksum of each file. It is written last."""
+"""The manifest: what a checkpoint consists of, with the checksum of each file and of itself. It is written last."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ def describe(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": len(data), "sha256": digest(data)} for name, data in files.items()}
 
 
+def seal(manifest: dict[str, Any]) -> bytes:
+    """A manifest as it is written: with the checksum of its own content."""
+    return json.dumps({**manifest, "sha256": _own_digest(manifest)}, indent=1).encode()
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return digest(json.dumps(manifest, sort_keys=True).encode())
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in `folder`.
 
     Raises:
-        UserError: there is none, or it is of another format.
+        UserError: there is none, it is of another format, or a bit of it has flipped.
     """
     path = folder / MANIFEST
     try:
@@ -40,6 +49,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not of the format {FORMAT}; it was written by another version")
+    if manifest.pop("sha256", None) not in (None, _own_digest(manifest)):  # before there was one, there is none
+        raise UserError(f"{path}: damaged (its sha256 is not the one in it); {_REMEDY}")
     absent = [key for key in ("step", "files", "model", "dataset", "metrics") if key not in manifest]
     if absent:
         raise UserError(f"{path}: damaged ({', '.join(absent)} missing); {_REMEDY}")

@@ -6,7 +6,6 @@ A checkpoint is built under a hidden name and renamed into place when all of it 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crate_graph.checkpoint.manifest import FORMAT, MANIFEST, describe, read_manifest
+from crate_graph.checkpoint.manifest import FORMAT, MANIFEST, describe, read_manifest, seal
 from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.errors import UserError
 
@@ -74,7 +73,7 @@ class CheckpointStore:
             building.mkdir()
             for name, data in files.items():
                 _write_durably(building / name, data)
-            _write_durably(building / MANIFEST, json.dumps(manifest, indent=1).encode())
+            _write_durably(building / MANIFEST, seal(manifest))
             _sync_folder(building)
             self._delete(target)  # what has this name and is not whole, or the same step of the same run
             building.rename(target)

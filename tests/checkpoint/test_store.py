@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crate_graph.checkpoint.contents import Contents, read_contents
-from crate_graph.checkpoint.manifest import verify
+from crate_graph.checkpoint.manifest import read_manifest, verify
 from crate_graph.checkpoint.store import CheckpointStore, resolve
 from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.engine.base import Portable
@@ -45,6 +45,20 @@ def test_any_flipped_bit_is_found(store, name):
     (path / name).write_bytes(data)
     with pytest.raises(UserError, match=f"{name}: damaged"):
         verify(path)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(store):
+    """Also in what is said of the run, in a file's name, and in a number."""
+    path = store.write(1, contents().to_files(), facts(top1=50.0)) / "manifest.json"
+    data = path.read_bytes()
+    own_key = data.rindex(b'"sha256"')  # without it a manifest is one of before there was a checksum, else whole
+    for place in range(len(data)):
+        if not own_key < place <= own_key + 6:
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+            with pytest.raises(UserError, match="manifest.json: "):
+                read_manifest(path.parent)
+    path.write_bytes(data)
+    assert read_manifest(path.parent)["metrics"] == {"top1": 50.0}
 
 
 def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
