@@ -9,7 +9,7 @@
         lab.compare("mine")
 
 A life is two real processes of the command line. They are forked by one that has imported the package before (Python's
-forkserver), so that a life begins in a second; the run that nobody disturbs is started by torchrun, as users do.
+forkserver), so that a life begins in a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIGKILL
 
-from launcher_proof import free_port, launcher
+from launcher_proof import free_port
 from slurm_proof import RECIPE
 
 ROOT = Path(__file__).parents[1]
@@ -85,18 +84,10 @@ class Lab:
             self.told("shards", "make", str(source), "--output", str(output), "--name", "small", *words)
 
     def train_undisturbed(self) -> None:
-        """By torchrun, as users do; each step's checkpoint is kept."""
-        every = ["checkpoint={every_steps: 1, every_epochs: null, keep_every: 1}"]
-        environment = {**os.environ, "PROCS_PER_NODE": "2"}
-        done = subprocess.run(
-            [launcher("torchrun.sh"), *self.words("undisturbed", *every)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-        )
-        expect(done.returncode == 0, f"the undisturbed run ended with {done.returncode}", done.stderr)
-        expect(self.steps_of("undisturbed") == list(range(1, STEPS + 1)), "the undisturbed run lacks steps")
+        """Each step's checkpoint is kept."""
+        life = self.start("undisturbed", "checkpoint={every_steps: 1, every_epochs: null, keep_every: 1}")
+        life.end((0, 0))
+        expect(self.steps_of("undisturbed") == list(range(1, STEPS + 1)), "the undisturbed run lacks steps", life.text)
         expect(len({record["loss"] for record in self.records("undisturbed")}) == STEPS, "its losses do not move")
 
     def words(self, run: str, *overrides: str) -> list[str]:
