@@ -1,4 +1,4 @@
-"""How a loader process behaves towards signals and towards the death of its parent."""
+"""How a loader process behaves towards signals and towards the death of its parent, and how its own death is told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from crate_graph.errors import RunFailed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,3 +39,21 @@ def _obey_parent_only(parent: int) -> None:
         info = signal.sigwaitinfo(SIGNALS)
         if info.si_signo == signal.SIGTERM and info.si_pid == parent:
             os._exit(0)
+
+
+@contextmanager
+def naming_a_killed_worker() -> Iterator[None]:
+    """Where a loader process of this one is killed, the block fails, wherever it is: torch tells by a signal handler.
+
+    Raises:
+        RunFailed: in the place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunFailed(
+            f"a loader process was killed ({str(error).strip(' .')}), as happens where memory runs out; start the same "
+            f"command again to go on, with more memory, or with less data.workers or data.prefetch"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ class MetricsLog:
 
     def __init__(self, path: Path, tensorboard: Path | None, resumed_at: int):
         _keep_until(path, resumed_at)
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
         self._board = SummaryWriter(str(tensorboard), purge_step=resumed_at + 1) if tensorboard else None
 
     def write(self, step: int, record: dict[str, Any]) -> None:
-        """A number that is not finite is written as null: JSON has no NaN."""
+        """A number that is not finite is written as null: JSON has no NaN.
+
+        Raises:
+            OSError: with the name of the file; the disk is full, say.
+        """
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **clean}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
         if self._board is not None:
             for key, value in record.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
@@ -45,9 +53,10 @@ class MetricsLog:
             self._board.add_histogram(tag, np.array(values), step)
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in (self._file, self._board):
+            with suppress(OSError):  # records are flushed: what fails here has failed, and been told, before
+                if file is not None:
+                    file.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
 from crate_graph.data.index import sha256_of_shards
 from crate_graph.data.remote.cache import ShardCache
+from crate_graph.data.workers import naming_a_killed_worker
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
@@ -78,6 +79,8 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
                 folder.claim()
         stack.enter_context(folder.discarded_if_refused())
         stack.enter_context(_log_to_file(folder, ranks))
+        stack.enter_context(naming_a_lost_peer())
+        stack.enter_context(naming_a_killed_worker())
         loop = _set_up(recipe, folder, resume, ranks, deadline, stack)
         first = loop.step
         note(f"start {first}")
@@ -85,8 +88,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
             note("finished")
             return json.loads(folder.summary.read_text())  # nothing is left to train: what was written stands
         try:
-            with naming_a_lost_peer():
-                loop.run()
+            loop.run()
         finally:
             folder.worth_keeping = loop.step > 0 or loop.damaged > 0
         with loop.watchdog.patient(), agree(ranks):
@@ -343,4 +345,5 @@ def _log_to_file(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         raise
     finally:
         logging.getLogger("crate_graph").removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk: the run ends with its own message
+            handler.close()

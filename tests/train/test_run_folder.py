@@ -1,7 +1,10 @@
-"""What is written into the run folder is JSON, also of a run that went wrong."""
+"""What is written into the run folder is JSON, also of a run that went wrong, and a full disk is named."""
 
 import json
 
+import pytest
+
+from crate_graph.train.metrics_log import MetricsLog
 from crate_graph.train.run_folder import write_json
 
 
@@ -11,3 +14,12 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     text = (tmp_path / "summary.json").read_text()
     assert "Infinity" not in text and "NaN" not in text
     assert json.loads(text) == {"loss": None, "metrics": {"psnr": None, "ssim": 0.5}, "steps": [1, None]}
+
+
+def test_a_full_disk_is_told_with_the_file_and_once(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", None, 0)
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115 - closed by the log
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        log.write(1, {"loss": 2.0})
+    log.close()  # what could not be written then does not hide the first message now

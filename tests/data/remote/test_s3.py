@@ -1,13 +1,10 @@
 """s3:// from a real S3-compatible server, alone and behind a front that fails."""
 
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from failing_server import s3_store
 
 from crate_graph.config.schema import EvalTransform, Remote
 from crate_graph.data import PlannedLoader
@@ -19,31 +16,12 @@ from crate_graph.errors import RunFailed, UserError
 
 boto3 = pytest.importorskip("boto3", reason="the extra s3 is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
-DEADLINE = 60  # seconds
 
 
 @pytest.fixture(scope="module")
 def store():
-    """The URL of a store; its bucket `shards` is empty."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + DEADLINE
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < end and process.poll() is None
-                time.sleep(0.05)
+    with s3_store() as url:
         yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(autouse=True)
