@@ -98,6 +98,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
+    from crate_graph.planning import commands as planning
     from crate_graph.restore import commands as restore
 
     parser = argparse.ArgumentParser(
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_train(verbs)
+    planning.add_parser(verbs)
     _add_evaluate(verbs)
     restore.add_parser(verbs)
     _add_export(verbs)

@@ -15,6 +15,7 @@ from crate_graph.errors import RunFailed, UserError
 
 VERBS = {
     "train": ["train"],
+    "plan": ["plan"],
     "evaluate": ["evaluate"],
     "restore": ["restore"],
     "export": ["export"],
@@ -63,7 +64,8 @@ def test_help_names_every_verb(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        f"\n    {verb}" in text for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench")
+        f"\n    {verb}" in text
+        for verb in ("train", "plan", "evaluate", "restore", "export", "shards", "checkpoint", "bench")
     )
 
 

@@ -25,6 +25,7 @@ ORDER = [
     {"evaluation", "analysis"},
     {"restore"},
     {"train"},
+    {"planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -1,0 +1,47 @@
+"""Shares of readers are those of the real loader."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crate_graph.cluster.ranks import Ranks
+from crate_graph.data import open_dataset
+from crate_graph.planning.readers import know_split, shares, slots_that_fit, workers_that_fit, worlds_that_fit
+from crate_graph.train.run import build_train_loader
+
+
+def test_samples_and_shards_of_each_rank(small_recipe):
+    recipe = small_recipe("crate", batch={"global_batch": 1000}, data={"slots": 8})
+    dataset = open_dataset("fashion_mnist")
+    split = know_split(dataset, "train")
+    assert (split.samples, split.shards) == (10_000, 16)
+    ends = np.cumsum(split.shard_samples)
+    samples, shards = [], []
+    for rank in range(4):
+        loader = build_train_loader(recipe, dataset, Ranks(rank, 4, 0))
+        read = np.concatenate([batch.samples.numpy() for batch in loader.epoch(0)])
+        loader.close()
+        samples.append(len(read))
+        shards.append(len(set(np.searchsorted(ends, read, side="right"))))
+    found = shares(recipe, split.shard_samples, 4)
+    assert found.samples == (min(samples), max(samples)) == (2500, 2500)
+    assert found.shards == (min(shards), max(shards))
+    assert 4 <= found.shards[0] <= found.shards[1] <= 6  # a quarter of the ring of 16, and the shards at its ends
+
+
+def test_a_split_without_its_shards():
+    dataset = open_dataset("imagenet1k")
+    assert know_split(dataset, "train").shards is None
+    assumed = know_split(dataset, "train", shards=1000)
+    assert sum(assumed.shard_samples) == assumed.samples == 1_281_167
+    assert {min(assumed.shard_samples), max(assumed.shard_samples)} == {1281, 1282}
+
+
+def test_remedies_are_remedies(small_recipe):
+    recipe = small_recipe("crate", batch={"global_batch": 96}, data={"slots": 24, "workers": 5})
+    assert workers_that_fit(recipe.data, 8) == 3
+    assert workers_that_fit(recipe.data, 7) is None
+    assert slots_that_fit(recipe, 16) is None  # 80 readers, and 80 does not divide 96
+    assert slots_that_fit(recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": 2})}), 16) == 32
+    assert worlds_that_fit(recipe, 10) == (8, 12)
+    assert worlds_that_fit(recipe, 97) == (96, None)

@@ -1,0 +1,27 @@
+"""Started by test_zero.py under torchrun: measures engines and ZeRO stages in turn, in one process group."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+from crate_graph.cluster.groups import process_group
+from crate_graph.cluster.ranks import discover
+from crate_graph.config import load_recipe
+from crate_graph.planning.measure import measure_in_group
+
+
+def main(folder: str) -> None:
+    ranks = discover()
+    with process_group(ranks):
+        for recipe in sorted(Path(folder).glob("*.yaml")):
+            gc.freeze()  # what is there already need not be looked through for tensors
+            found = measure_in_group(load_recipe(recipe), ranks, steps=1, rates=False)
+            if ranks.is_main:
+                recipe.with_suffix(".json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
