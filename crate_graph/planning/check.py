@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from crate_graph.config.load import dump_recipe
 from crate_graph.config.schema import Recipe
-from crate_graph.data import Dataset, open_dataset
+from crate_graph.data import Dataset
+from crate_graph.data.dataset import DESCRIPTION
 from crate_graph.errors import RunFailed, UserError
 from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.disk import checkpoint_files
 from crate_graph.planning.hardware import Assumptions, Device, Network
 from crate_graph.planning.memory import peak_bytes, trace_for
+from crate_graph.planning.readers import open_data
 from crate_graph.planning.report import Plan, Section
 from crate_graph.planning.state import buffer_bytes, gradient_bytes, state_bytes
 from crate_graph.planning.tally import OTHER
@@ -51,11 +54,11 @@ def check(recipe: Recipe, samples: int = 8, worlds: Sequence[int] | None = None)
     """
     if worlds is None:
         worlds = (1,) if torch.cuda.is_available() and torch.cuda.device_count() == 1 else (1, 2)
-    dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+    dataset = open_data(recipe)
     sections, findings = [], []
     for world in worlds:
         smaller = smaller_recipe(recipe, samples, world)
-        measured = measure_apart(smaller, world)
+        measured = measure_apart(smaller, dataset, world)
         rows = compare(predict(smaller, dataset, world, measured["rates"]), measured)
         title = "one process" if world == 1 else f"{world} processes"
         findings += missed(rows, title)
@@ -82,11 +85,17 @@ def smaller_recipe(recipe: Recipe, samples: int, world: int) -> Recipe:
     return Recipe.model_validate(values | {"engine": engine})
 
 
-def measure_apart(recipe: Recipe, world: int) -> dict[str, Any]:
-    """`planning.measure` in processes of its own. Raises RunFailed with their last words."""
+def measure_apart(recipe: Recipe, dataset: Dataset, world: int) -> dict[str, Any]:
+    """`planning.measure` in processes of its own. Raises RunFailed with their last words.
+
+    They have the description of the data set beside the recipe: its address may need credentials, which no file has.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder) / "recipe.yaml", Path(folder) / "measured.json"
-        file.write_text(dump_recipe(recipe))
+        description = Path(folder) / DESCRIPTION
+        description.write_text(yaml.safe_dump(dataset.description.model_dump()))
+        data = recipe.data.model_copy(update={"dataset": str(description), "root": None})
+        file.write_text(dump_recipe(recipe.model_copy(update={"data": data})))
         start = [sys.executable]
         if world > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]

@@ -8,7 +8,7 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset
 from crate_graph.planning.readers import Split
 from crate_graph.planning.timing import ComputeTime, compute_time
-from crate_graph.planning.trace import FORWARD, Trace
+from crate_graph.planning.trace import Trace
 from crate_graph.planning.traffic import Cluster, exposed_seconds, messages
 
 TRACED = "traced step on fake tensors"
@@ -25,7 +25,7 @@ class Given:
     micro_batch: int
     accumulation: int
     trace: Trace
-    counted_flops: int  # forward, of one image alone, by the model's own count too
+    forward_flops: float  # of one image of a micro batch, as a run logs its utilisation
 
     @property
     def steps(self) -> int | None:
@@ -33,13 +33,6 @@ class Given:
         if self.split.samples is None:
             return None
         return self.split.samples // self.recipe.batch.global_batch
-
-    @property
-    def forward_flops(self) -> float:
-        """Of one image in a micro batch: CRATE's ISTA takes another order of products there than for a single image."""
-        if self.recipe.task.kind == "restoration":  # graph operators are no products: the model counts them
-            return float(self.counted_flops)
-        return self.trace.flops(FORWARD) / self.micro_batch
 
     @property
     def training_flops(self) -> float:

@@ -105,7 +105,7 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
 
 
 def held_bytes(device: torch.device) -> int:
-    """Of all tensors that there are on the device; those without memory, which an export may have left, hold nothing."""
+    """Of all tensors that there are on the device. Fake ones, which an export may have left, have no memory."""
     gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)

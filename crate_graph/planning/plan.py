@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from crate_graph.config.schema import Recipe
-from crate_graph.data import Dataset, open_dataset
+from crate_graph.data import Dataset
 from crate_graph.errors import UserError
 from crate_graph.planning import contradictions as find
+from crate_graph.planning.cache import cache_section
 from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.given import Given
 from crate_graph.planning.memory import trace_for
 from crate_graph.planning.memory_sections import memory_section, modes_section, stages_section
-from crate_graph.planning.readers import know_split, micro_batch_of
+from crate_graph.planning.readers import know_split, micro_batch_of, open_data
 from crate_graph.planning.report import Plan
 from crate_graph.planning.sections import (
     batches_section,
@@ -35,10 +36,10 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     Raises:
         UserError: the recipe's data set or model is not known, or the model does not take its images.
     """
-    dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+    dataset = open_data(recipe)
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
-    forward_flops = check_model(recipe, dataset)
     micro_batch, accumulation = micro_batch_of(recipe, cluster.world)
+    forward_flops = check_model(recipe, dataset, micro_batch)
     recipe, trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
     given = Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops)
 
@@ -46,16 +47,19 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     modes, peaks = modes_section(given)
     memory, in_memory = memory_section(given, peaks)
     disk, at_disk = disk_section(given)
+    cache, in_cache = cache_section(given) if split.remote else (None, [])
     findings += [
         *find.of_batches(recipe, cluster.world),
         *find.of_data(recipe, split, cluster.world, known),
         *find.of_device(recipe, cluster),
         *in_memory,
         *at_disk,
+        *in_cache,
     ]
     sections = [
         batches_section(given),
         stream_section(given, known),
+        *([cache] if cache else []),
         model_section(given),
         memory,
         modes,

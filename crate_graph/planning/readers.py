@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from crate_graph.config.schema import Data, Recipe
-from crate_graph.data import Dataset
+from crate_graph.data import Dataset, open_dataset
 from crate_graph.data.dataset import shard_paths
 from crate_graph.data.plan import plan_epoch
-from crate_graph.errors import UserError
+from crate_graph.data.remote.cache import ShardCache
+from crate_graph.data.remote.file import RemoteFile
+from crate_graph.errors import RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Split:
     bytes: int | None
     source: str
     shard_samples: tuple[int, ...] | None  # of each shard
+    shard_bytes: tuple[int, ...] | None = None  # likewise, where the shards are at hand
+    remote: str | None = None  # the address of the shards, without credentials, where they are not in a folder
+    unread: str = ""  # why what is at the address could not be read
 
     @property
     def bytes_per_sample(self) -> float | None:
@@ -38,8 +43,15 @@ class Shares:
     shards: tuple[int, int]
 
 
+def open_data(recipe: Recipe) -> Dataset:
+    """The recipe's data set, described; what is at an address comes by the recipe's cache. Raises as `open_dataset`."""
+    return open_dataset(recipe.data.dataset, recipe.data.root, ShardCache(recipe.data.cache, recipe.data.remote))
+
+
 def know_split(dataset: Dataset, name: str, *, samples: int | None = None, shards: int | None = None) -> Split:
     """The split from its shards where they are at hand, else from `dataset.yaml`, else from what the caller assumes.
+
+    At an address only the indexes of the shards are read.
 
     Raises:
         UserError: the data set has no such split.
@@ -47,15 +59,20 @@ def know_split(dataset: Dataset, name: str, *, samples: int | None = None, shard
     if name not in dataset.description.splits:
         raise UserError(f"{dataset.file}: data set {dataset.name} has no split {name!r}")
     said = dataset.description.splits[name]
+    remote = str(dataset.root) if isinstance(dataset.root, RemoteFile) else None
+    unread = ""
     if samples is None and shards is None:
         try:
             split = dataset.split(name)
-        except UserError:  # its shards are somewhere else, or not made yet
-            pass
+        except (UserError, RunFailed) as error:  # its shards are somewhere else, or not made yet
+            unread = str(error) if remote else ""
         else:
-            size = sum(shard.bytes for shard in split.shards)
+            sizes = tuple(shard.bytes for shard in split.shards)
+            source = f"indexes at {remote}" if remote else f"shards in {dataset.root}"
             return Split(
-                split.samples, len(split.shards), size, f"shards in {dataset.root}", tuple(split.shard_samples)
+                *(split.samples, len(split.shards), sum(sizes), source, tuple(split.shard_samples)),
+                shard_bytes=sizes,
+                remote=remote,
             )
     if shards is None and "*" not in said.shards:
         shards = len(shard_paths(dataset.root, said.shards))
@@ -63,8 +80,9 @@ def know_split(dataset: Dataset, name: str, *, samples: int | None = None, shard
     equal = None
     if count and shards:
         equal = tuple(count * (n + 1) // shards - count * n // shards for n in range(shards))
-    source = "assumed on the command line" if samples else str(dataset.file.parent.name) + "/dataset.yaml"
-    return Split(count, shards, said.bytes, source, equal)
+    described = str(dataset.file) if isinstance(dataset.file, RemoteFile) else f"{dataset.name}/dataset.yaml"
+    source = "assumed on the command line" if samples else described
+    return Split(count, shards, said.bytes, source, equal, remote=remote, unread=unread)
 
 
 def readers(data: Data, world: int) -> int:

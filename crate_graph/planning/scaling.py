@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from crate_graph.config.schema import Recipe
-from crate_graph.data import Dataset, open_dataset
+from crate_graph.data import Dataset
 from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.memory import peak_bytes, trace_for
-from crate_graph.planning.readers import Split, know_split, micro_batch_of, readers
+from crate_graph.planning.readers import Split, know_split, micro_batch_of, open_data, readers
 from crate_graph.planning.report import Plan, Section
 from crate_graph.planning.timing import ComputeTime, compute_time
 from crate_graph.planning.trace import Trace
@@ -36,7 +36,7 @@ def scaling_plan(
 
     Efficiency is images/s of each GPU over those of the fewest GPUs in the table.
     """
-    dataset = open_dataset(recipe.data.dataset, recipe.data.root)
+    dataset = open_data(recipe)
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
     traces: dict[tuple[int, int], Trace] = {}
     rows: list[dict[str, Any]] = []

@@ -47,7 +47,7 @@ def stream_section(given: Given, known: Shares | None) -> Section:
         ),
         Figure("slots per reader", each or "they do not divide", "", f"{data.slots} slots / {count} readers"),
     ]
-    basis = "data.plan of epoch 0" + (", shards of equal size assumed" if "shards in" not in split.source else "")
+    basis = "data.plan of epoch 0" + (", shards of equal size assumed" if split.shard_bytes is None else "")
     for name, pair in (("shards per reader", known and known.shards), ("samples per reader", known and known.samples)):
         text = None if pair is None else (f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} to {pair[1]:,}")
         figures.append(Figure(name, text, "", basis if text else "needs samples, shards and slots that divide"))

@@ -118,10 +118,7 @@ def trace_step(
 
 
 def trace_evaluation(recipe: Recipe, dataset: Dataset, *, cuda: bool = True) -> int:
-    """Peak bytes of evaluating one batch of `evaluation.batch_size`, beyond weights and what training keeps.
-
-    Restoration evaluates whole pictures, whose size nobody knows before; this takes squares of `data.patch`.
-    """
+    """Peak bytes of classifying one batch of `evaluation.batch_size`, beyond weights and what training keeps."""
     with fake_tensors(cuda):
         model = fake_model(recipe, dataset)
         objective = Objective(model, build_task(recipe), recipe.precision).eval()
