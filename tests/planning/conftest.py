@@ -21,7 +21,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "crate": {"model": {"name": "crate_small_patch16_224", "kwargs": VIT}, "data": FASHION, "ema": {"decay": 0.99}},
     "vit": {"model": {"name": "vit_small_patch16_224", "kwargs": VIT}, "data": FASHION, "optimizer": {"name": "lion"}},
     "ugtv_fast": {
-        "model": {"name": "ugtv_fast", "kwargs": {"dim": 16, "convs": 1, "depth": 1}},
+        "model": {"name": "ugtv_fast", "kwargs": {"dim": 16, "convs": 1, "depth": 1, "layers": 1}},
         "data": {
             "dataset": "photo_crops",
             "slots": 4,

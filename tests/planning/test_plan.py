@@ -8,19 +8,26 @@ from xml.etree import ElementTree
 import pytest
 
 from crate_graph.cli import main
+from crate_graph.cluster.ranks import Ranks
 from crate_graph.config import load_recipe
 from crate_graph.config.load import dump_recipe, shipped_recipes
 from crate_graph.data import open_dataset
 from crate_graph.planning.contradictions import of_batches
 from crate_graph.planning.hardware import DEVICES, NETWORKS
+from crate_graph.planning.memory import peak_bytes, trace_for
 from crate_graph.planning.readers import know_split, micro_batch_of
 from crate_graph.planning.report import quantity
+from crate_graph.planning.trace import FORWARD
+from crate_graph.train.flops import _PEAK_16_BIT
+from crate_graph.train.run import _clock, check_model
 
 
 @pytest.fixture
 def tiny(small_recipe, tmp_path):
     path = tmp_path / "tiny.yaml"
-    path.write_text(dump_recipe(small_recipe("crate", batch={"global_batch": 64})))
+    shallow = small_recipe("crate").model.model_dump()
+    shallow["kwargs"]["depth"] = 2
+    path.write_text(dump_recipe(small_recipe("crate", model=shallow, batch={"global_batch": 64})))
     return str(path)
 
 
@@ -78,12 +85,11 @@ def test_everything_that_contradicts_is_listed_and_the_exit_code_is_2(tiny, caps
 
 
 def test_a_micro_batch_that_does_not_fit_is_told_one_that_does(tiny, capsys):
+    recipe = load_recipe(tiny)
+    traces = (trace_for(recipe, open_dataset("fashion_mnist"), 1, micro, 64 // micro) for micro in (64, 32))
+    between = sum(sum(peak_bytes(trace, recipe.engine, 1).values()) for trace in traces) / 2
     words = (tiny, "--gpus-per-node", "1", "evaluation.batch_size=1", "--usable-memory")
-    peaks = []
-    for micro_batch in ("64", "32"):
-        _, plan = planned(capsys, *words, "1", f"batch.micro_batch={micro_batch}")
-        peaks.append(plan["memory per GPU"]["peak"]["value"])
-    code, plan = planned(capsys, *words, str(sum(peaks) / 2 / DEVICES["h100"].memory))
+    code, plan = planned(capsys, *words, str(between / DEVICES["h100"].memory))
     assert code == 2
     assert "set batch.micro_batch=32 or activation_checkpointing.mode=" in plan["findings"][0]["text"]
 
@@ -105,6 +111,25 @@ def test_batches_and_data_of_every_shipped_recipe_are_known_without_its_data(nam
     assert split.samples is None or split.samples > 0
     assert micro_batch_of(recipe, 1)[0] == (recipe.batch.micro_batch or recipe.batch.global_batch)
     assert not [finding for finding in of_batches(recipe, 1) if finding.stops]
+
+
+def test_a_run_logs_its_utilisation_by_the_flops_of_its_plan(tiny, capsys):
+    """ISTA's matrix is made once a pass, so that a single image takes more arithmetic than one of a micro batch."""
+    recipe = load_recipe(tiny)
+    dataset = open_dataset("fashion_mnist")
+    logged = _clock(recipe, check_model(recipe, dataset, 16), Ranks(0, 4, 0)).flops_per_image
+    _, plan = planned(capsys, tiny, "--gpus-per-node", "4")
+    assert plan["model"]["training FLOPs per image"]["value"] == int(logged)
+    assert logged == 3 * trace_for(recipe, dataset, 4, 16, 1).flops(FORWARD) / 16
+    assert logged < 0.98 * 3 * check_model(recipe, dataset, 1)
+
+
+def test_peaks_of_gpus_are_one_figure():
+    """Those of a plan, and those that a run compares with by the name that the driver gives."""
+    for named, device in {"h100-pcie": "H100 PCIe", "a100-80g": "A100", "v100-32g": "V100", "l40s": "L40S"}.items():
+        assert DEVICES[named].half == 1e12 * _PEAK_16_BIT[device]
+    for name in ("b200", "h200", "h100", "l4", "a10"):
+        assert DEVICES[name].half == 1e12 * _PEAK_16_BIT[name.upper()]
 
 
 def test_scaling(tiny, tmp_path, capsys):

@@ -6,7 +6,18 @@ import numpy as np
 
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.data import open_dataset
-from crate_graph.planning.readers import know_split, shares, slots_that_fit, workers_that_fit, worlds_that_fit
+from crate_graph.planning.cache import cache_section
+from crate_graph.planning.given import Given
+from crate_graph.planning.hardware import Assumptions, find_device, find_network
+from crate_graph.planning.readers import (
+    know_split,
+    open_data,
+    shares,
+    slots_that_fit,
+    workers_that_fit,
+    worlds_that_fit,
+)
+from crate_graph.planning.traffic import Cluster
 from crate_graph.train.run import build_train_loader
 
 
@@ -45,3 +56,31 @@ def test_remedies_are_remedies(small_recipe):
     assert slots_that_fit(recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": 2})}), 16) == 32
     assert worlds_that_fit(recipe, 10) == (8, 12)
     assert worlds_that_fit(recipe, 97) == (96, None)
+
+
+def test_a_split_at_an_address(small_recipe, tmp_path):
+    """What its host cannot tell is taken from dataset.yaml, with a note, and the cache is planned all the same."""
+    shards = open_dataset("fashion_mnist").root
+    data = {"root": f"pipe:cat '{shards}'/{{}}", "cache": {"folder": str(tmp_path), "gigabytes": 1e-6}}
+    given = given_by(small_recipe("crate", data=data))
+    split = given.split
+    assert (split.samples, split.shards, split.unread) == (10_000, 16, "")
+    section, (finding,) = cache_section(given)
+    figures = {figure.name: figure.value for figure in section.figures}
+    assert figures["limit"] == figures["disk per node"] == 1000
+    assert figures["training split"] == split.bytes == sum(split.shard_bytes)
+    assert 4 * max(split.shard_bytes) <= figures["in use per node"] <= 16 * max(split.shard_bytes)  # four slots
+    assert not finding.stops
+    assert "the cache outgrows it; set it to" in finding.text
+
+    data |= {"root": "pipe:false", "remote": {"retries": 0}}
+    given = given_by(small_recipe("crate", data=data))
+    assert given.split.samples == 10_000
+    assert "planned from fashion_mnist/dataset.yaml" in cache_section(given)[1][0].text
+
+
+def given_by(recipe):
+    """On one host of two processes; nothing of it is traced."""
+    dataset = open_data(recipe)
+    cluster = Cluster(1, 2, find_device("h100"), find_network("ndr"), Assumptions())
+    return Given(recipe, dataset, cluster, know_split(dataset, "train"), 4, 1, None, 0.0)
