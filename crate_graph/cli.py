@@ -107,6 +107,7 @@ def _parser() -> _Parser:
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
     from crate_graph.doctor import commands as doctor
+    from crate_graph.planning import commands as planning
     from crate_graph.restore import commands as restore
 
     parser = _Parser(
@@ -116,6 +117,7 @@ def _parser() -> _Parser:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_train(verbs)
+    planning.add_parser(verbs)
     _add_evaluate(verbs)
     restore.add_parser(verbs)
     _add_export(verbs)

@@ -83,6 +83,14 @@ class Engine(ABC):
     def local_parameters(self) -> dict[str, Tensor]:
         """What this rank holds of each parameter: the tensor itself, or its ZeRO-3 shard."""
 
+    def gradients(self) -> list[Tensor]:
+        """What this rank holds of gradients when the backward pass has ended."""
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def masters(self) -> list[Tensor]:
+        """This rank's part of the weights as the optimizer sees them, where it has a copy of its own."""
+        return []
+
     @abstractmethod
     def gather(self, name: str, local: Tensor) -> Tensor:
         """The full tensor of which each rank passes its `local` part, laid out as in `local_parameters`. Collective."""

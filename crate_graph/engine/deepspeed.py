@@ -21,15 +21,27 @@ from crate_graph.engine.base import Engine, MicroBatch, OptimizerFactory, Portab
 from crate_graph.engine.objective import Objective
 from crate_graph.engine.optimizers import fresh_state
 
+_LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own size, which it reserves for the smallest model too
 
-def deepspeed_config(stage: int, *, micro_batch: int, accumulation: int, world: int) -> dict[str, Any]:
-    """The JSON that DeepSpeed reads; everything else of the recipe is applied outside of it."""
+
+def reduce_bucket(elements: int) -> int:
+    """Elements of the bucket in which ZeRO stages 1 to 3 gather gradients of a model that trains so many."""
+    return max(1, min(elements, _LARGEST_BUCKET))
+
+
+def deepspeed_config(stage: int, *, elements: int, micro_batch: int, accumulation: int, world: int) -> dict[str, Any]:
+    """The JSON that DeepSpeed reads; everything else of the recipe is applied outside of it.
+
+    Args:
+        elements: of the parameters that are trained.
+    """
     return {
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": {
             "stage": stage,
+            "reduce_bucket_size": reduce_bucket(elements),
             "stage3_param_persistence_threshold": 0,  # every parameter is partitioned, small ones too
         },
         "zero_allow_untested_optimizer": True,
@@ -58,7 +70,13 @@ class DeepSpeedEngine(Engine):
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
-            config=deepspeed_config(stage, micro_batch=micro_batch, accumulation=accumulation, world=ranks.world),
+            config=deepspeed_config(
+                stage,
+                elements=sum(p.numel() for p in names),
+                micro_batch=micro_batch,
+                accumulation=accumulation,
+                world=ranks.world,
+            ),
             dist_init_required=False,
         )
         self._zero = self._engine.optimizer if stage else None
@@ -87,8 +105,17 @@ class DeepSpeedEngine(Engine):
         if self._zero is None:
             grads = [p.grad for p in self._params.values() if p.grad is not None]
             return square_sum(grads, self.device) / self.ranks.world
-        shards = [g for group in self._zero.averaged_gradients.values() for g in group or ()]
-        return square_sum(shards, self.device)
+        return square_sum(self._gradient_shards(), self.device)
+
+    def gradients(self) -> list[Tensor]:
+        return [*super().gradients(), *self._gradient_shards()]
+
+    def masters(self) -> list[Tensor]:
+        if self._zero is None:
+            return []
+        return (
+            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
 
     def step(self) -> None:
         self._engine.step()
@@ -148,16 +175,15 @@ class DeepSpeedEngine(Engine):
         Left to itself, DeepSpeed links parameters to moments after the first step of the first parameter group, when
         the other groups have none yet.
         """
-        if self._zero is None:
-            partitions = list(self._params.values())
-        elif self.stage == 3:
-            partitions = self._zero.fp32_partitioned_groups_flat
-        else:
-            partitions = self._zero.single_partition_of_fp32_groups
-        for partition in partitions:
+        for partition in self.masters() or self._params.values():
             self.optimizer.state[partition] = fresh_state(self.optimizer, partition, 0)
         if self.stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _gradient_shards(self) -> list[Tensor]:
+        if self._zero is None:
+            return []
+        return [g for group in self._zero.averaged_gradients.values() for g in group or ()]
 
     def _get(self, name: str, key: str | None) -> Tensor:
         """Full fp32 value of a parameter (key None) or of one of its moments. Collective."""

@@ -94,3 +94,8 @@ def _inside(height: int, width: int, radius: int, device: torch.device) -> Tenso
         for edge, ahead in enumerate(grid.ahead):
             both[edge, grid.core] = pixels[grid.core] * pixels[ahead]
     return both
+
+
+def forget_masks() -> None:
+    """Drop the masks kept by `Window.inside`: made of fake tensors, they would serve real ones."""
+    _inside.cache_clear()

@@ -19,6 +19,10 @@ class Ema:
         self._decay = decay
         self._average = {name: tensor.clone() for name, tensor in engine.local_parameters().items()}
 
+    def tensors(self) -> list[Tensor]:
+        """What this rank holds of the average."""
+        return list(self._average.values())
+
     @torch.no_grad()
     def update(self) -> None:
         weights = self._engine.local_parameters()

@@ -11,10 +11,20 @@ from crate_graph.models import create_model
 from crate_graph.models.restorers import is_restorer
 
 # Dense tensor-core peak in TFLOP/s for 16-bit inputs, from the vendor's data sheets.
-_PEAK_16_BIT = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "V100": 125.0}
+_PEAK_16_BIT = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10": 125.0,
+    "V100": 125.0,
+}
 
 
-def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int]) -> int:
+def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int], images: int = 1) -> float:
     """As `count_flops`, of a model that is not built yet: it takes no memory.
 
     Args:
@@ -26,7 +36,7 @@ def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int]) ->
     try:
         with torch.device("meta"):
             model = create_model(name, **kwargs).eval()
-        return count_flops(model, image_shape, restores=is_restorer(name))
+        return count_flops(model, image_shape, images, restores=is_restorer(name))
     except Exception as error:  # whatever it is, only the arguments can be its cause
         reason = (str(error) or type(error).__name__).splitlines()[0]
         shape = "x".join(map(str, image_shape))
@@ -36,20 +46,24 @@ def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int]) ->
         ) from error
 
 
-def count_flops(model: nn.Module, image_shape: tuple[int, int, int], *, restores: bool = False) -> int:
-    """Floating-point operations of the forward pass of one image (C, H, W); a multiply-add counts as two.
+def count_flops(
+    model: nn.Module, image_shape: tuple[int, int, int], images: int = 1, *, restores: bool = False
+) -> float:
+    """Floating-point operations of the forward pass for each image (C, H, W); a multiply-add counts as two.
 
     `model` is on the meta device, so nothing is computed. The trace sees matrix products and convolutions; what else
     costs, a model adds by its method `graph_flops(height, width)`.
 
     Args:
+        images: that pass together. They share what depends on weights alone, as the matrix M of CRATE's ISTA, which is
+            made where the tokens are many.
         restores: whether the model takes a mask beside the image.
     """
-    image = torch.zeros(1, *image_shape, device="meta")
+    image = torch.zeros(images, *image_shape, device="meta")
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image, image) if restores else model(image)
     own = model.graph_flops(*image_shape[1:]) if hasattr(model, "graph_flops") else 0
-    return counter.get_total_flops() + own
+    return counter.get_total_flops() / images + own
 
 
 def peak_flops(device: torch.device, precision: str, stated_tflops: float | None) -> float | None:

@@ -122,7 +122,7 @@ def _set_up(
         stack.callback(loader.close)
         eval_loader = build_eval_loader(recipe, ranks, dataset=dataset, mean=dataset.mean, std=dataset.std)
         stack.callback(eval_loader.close)
-        flops = check_model(recipe, dataset)
+        flops = check_model(recipe, dataset, micro_batch)
         model = build_model(recipe, dataset, init=resume_from is None)
         if not any(weight.requires_grad for weight in model.parameters()):
             raise UserError(
@@ -235,14 +235,15 @@ def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Mo
     return model
 
 
-def check_model(recipe: Recipe, dataset: Dataset) -> int:
-    """FLOPs of the forward pass of one training image, counted before the model takes any memory.
+def check_model(recipe: Recipe, dataset: Dataset, micro_batch: int) -> float:
+    """FLOPs of the forward pass for each training image of a micro batch, counted before the model takes any memory.
 
     Raises:
         UserError: the model cannot be built, or does not take the images of training or evaluation.
     """
     arguments = model_arguments(recipe, dataset)
-    return [forward_flops(recipe.model.name, arguments, shape) for shape in image_shapes(recipe, dataset)][-1]
+    images = image_shapes(recipe, dataset)
+    return [forward_flops(recipe.model.name, arguments, shape, micro_batch) for shape in images][-1]
 
 
 def build_train_loader(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> PlannedLoader:
@@ -304,7 +305,7 @@ def _last_step(recipe: Recipe, steps_per_epoch: int) -> int:
     return min(planned, recipe.schedule.max_steps or planned)
 
 
-def _clock(recipe: Recipe, flops: int, ranks: Ranks) -> StepClock:
+def _clock(recipe: Recipe, flops: float, ranks: Ranks) -> StepClock:
     peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
     return StepClock(
         recipe.batch.global_batch,

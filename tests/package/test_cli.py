@@ -15,6 +15,7 @@ from crate_graph.errors import RunFailed, UserError
 
 VERBS = {
     "train": ["train"],
+    "plan": ["plan"],
     "evaluate": ["evaluate"],
     "restore": ["restore"],
     "export": ["export"],
@@ -78,7 +79,7 @@ def test_help_names_every_verb(capsys):
     text = capsys.readouterr().out
     assert all(
         f"\n    {verb}" in text
-        for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench", "doctor")
+        for verb in ("train", "plan", "evaluate", "restore", "export", "shards", "checkpoint", "bench", "doctor")
     )
 
 

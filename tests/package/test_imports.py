@@ -25,6 +25,7 @@ ORDER = [
     {"evaluation", "analysis"},
     {"restore"},
     {"train", "doctor"},
+    {"planning"},
     {"cli"},
     {"__init__", "__main__"},
 ]
