@@ -61,13 +61,12 @@ def sparse_rate_reduction(z: Tensor, w: Tensor, lambd: float, eps_squared: float
     measurements do so; the count of non-zeros does not change by it.
     """
     rates = coding_rate(unit_tokens(z), eps_squared) - rate_given_subspaces(unit_tokens(w), eps_squared)
-    return rates - lambd * (z != 0).sum(dim=(-2, -1))
+    return rates - lambd * (z != 0).sum(dim=(-2, -1)).to(rates.dtype)
 
 
 def unit_tokens(z: Tensor) -> Tensor:
     """Each token divided by its Euclidean norm; a token of zeros stays one. (..., N, d) -> (..., N, d)."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    return F.normalize(z, dim=-1, eps=torch.finfo(z.dtype).tiny)
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
 
 
 def nonzero_fraction(z: Tensor) -> Tensor:
