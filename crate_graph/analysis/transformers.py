@@ -39,10 +39,10 @@ def watch_crate(blocks: list[CRATEBlock], gathered: Gathered) -> Iterator[Remova
         _measure_tokens(gathered, "_half_step", layer, z)
 
     def output(layer: int, block: CRATEBlock, _, z: Tensor) -> None:
-        w = in_subspaces(z, block)  # (B, K, N, p)
-        gathered.add("rc_output", (layer,), _rate(w), "nats")
-        _measure_tokens(gathered, "_output", layer, z)
-        reduction = sparse_rate_reduction(z, w, block.ista.lambd)
+        given_subspaces = _rate(in_subspaces(z, block))
+        gathered.add("rc_output", (layer,), given_subspaces, "nats")
+        rate = _measure_tokens(gathered, "_output", layer, z)
+        reduction = sparse_rate_reduction(rate, given_subspaces, z, block.ista.lambd)
         gathered.add("sparse_rate_reduction", (layer,), reduction, "nats")
 
     for layer, block in enumerate(blocks, start=1):
@@ -115,10 +115,12 @@ def _rate(w: Tensor) -> Tensor:
     return rate_given_subspaces(unit_tokens(w))
 
 
-def _measure_tokens(gathered: Gathered, suffix: str, layer: int, z: Tensor) -> None:
-    """z (B, N, D)."""
-    gathered.add(f"coding_rate{suffix}", (layer,), coding_rate(unit_tokens(z)), "nats")
+def _measure_tokens(gathered: Gathered, suffix: str, layer: int, z: Tensor) -> Tensor:
+    """z (B, N, D) -> its coding rate (B,)."""
+    rate = coding_rate(unit_tokens(z))
+    gathered.add(f"coding_rate{suffix}", (layer,), rate, "nats")
     gathered.add(f"nonzero{suffix}", (layer,), nonzero_fraction(z), "fraction")
+    return rate
 
 
 def _measure_coherence(gathered: Gathered, suffix: str, layer: int, bases: Tensor) -> None:

@@ -53,15 +53,14 @@ def rate_given_subspaces_reference(w: Tensor, eps_squared: float = EPS_SQUARED) 
     return coding_rate_reference(w, eps_squared).sum(-1)
 
 
-def sparse_rate_reduction(z: Tensor, w: Tensor, lambd: float, eps_squared: float = EPS_SQUARED) -> Tensor:
+def sparse_rate_reduction(rate: Tensor, given_subspaces: Tensor, z: Tensor, lambd: float) -> Tensor:
     """R(Z) - R^c(Z | U_1 .. U_K) - lambda ||Z||_0, the sparse rate reduction that CRATE unrolls (2306.01129).
 
-    z (..., N, d), w (..., K, N, p) -> (...). Rates of tokens of unit norm, in the space and in each subspace apart:
-    then the two have the same bound where K p = d, and neither depends on the scale of the weights. The published
-    measurements do so; the count of non-zeros does not change by it.
+    rate, given_subspaces (...), the two rates of the tokens z (..., N, d) -> (...). Take the rates of `unit_tokens`, in
+    the space and in each subspace apart: then the two have the same bound where K p = d, and neither depends on the
+    scale of the weights. The published measurements do so; the count of non-zeros does not change by it.
     """
-    rates = coding_rate(unit_tokens(z), eps_squared) - rate_given_subspaces(unit_tokens(w), eps_squared)
-    return rates - lambd * (z != 0).sum(dim=(-2, -1)).to(rates.dtype)
+    return rate - given_subspaces - lambd * (z != 0).sum(dim=(-2, -1)).to(rate.dtype)
 
 
 def unit_tokens(z: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def test_sparse_rate_reduction():
     z = 7 * spread(6, 2)  # (12, 6)
     w = torch.ones(2, 12, 3, dtype=torch.float64)
     rates = 6 * EVEN - 2 * math.log(1 + 3 / EPS_SQUARED) / 2
-    assert sparse_rate_reduction(z, w, 0.1).item() == pytest.approx(rates - 0.1 * 12, rel=1e-13)
+    reduction = sparse_rate_reduction(coding_rate(unit_tokens(z)), rate_given_subspaces(unit_tokens(w)), z, 0.1)
+    assert reduction.item() == pytest.approx(rates - 0.1 * 12, rel=1e-13)
 
 
 def test_a_token_of_zeros_has_no_direction():
