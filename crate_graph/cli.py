@@ -269,9 +269,9 @@ def _add_bench(verbs) -> None:
     bench.add_argument(
         "name",
         metavar="NAME",
-        choices=("ops", "checkpointing", "graph"),
+        choices=("ops", "checkpointing", "graph", "whitebox"),
         help="ops: fast operators beside their references; checkpointing: memory and time of each mode; graph: graph "
-        "networks beside the plain reference",
+        "networks beside the plain reference; whitebox: telemetry.whitebox beside steps of training",
     )
     bench.set_defaults(run=_bench)
 
@@ -280,8 +280,10 @@ def _bench(args: argparse.Namespace) -> int:
     from crate_graph.models import bench as checkpointing
     from crate_graph.models import bench_graph as graph
     from crate_graph.ops import bench as ops
+    from crate_graph.train import bench_white_box as whitebox
 
-    return _report({"ops": ops, "checkpointing": checkpointing, "graph": graph}[args.name].run(), args.json)
+    benches = {"ops": ops, "checkpointing": checkpointing, "graph": graph, "whitebox": whitebox}
+    return _report(benches[args.name].run(), args.json)
 
 
 def _add_verb(verbs, name: str, what: str, example: str) -> argparse.ArgumentParser:

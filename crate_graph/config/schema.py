@@ -259,11 +259,19 @@ class Evaluation(Section):
     use_ema: bool = True  # where an average is kept
 
 
+class WhiteBox(Section):
+    """What the layers do, measured while they train; see `crate_graph.analysis.layers`."""
+
+    every: Positive | None = None  # steps; null: never
+    samples: Positive = 8  # of the training split, chosen by the seed
+
+
 class Telemetry(Section):
     log_every: Positive = 10
     tensorboard: bool = True
     images: bool = True
     peak_tflops: Annotated[float, Field(gt=0.0)] | None = None  # of one device; null: known GPUs only
+    whitebox: WhiteBox = WhiteBox()
 
 
 class Recipe(Section):

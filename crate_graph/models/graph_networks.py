@@ -48,7 +48,8 @@ class UnrolledSolver(nn.Module):
     gamma per layer.
     """
 
-    recompute = False
+    recompute = False  # of CG steps, see `crate_graph.ops.cg.cg_solver`; so is watch
+    watch = None
 
     def __init__(self, prior: Prior, heads: int, layers: int, steps: int):
         super().__init__()
@@ -66,11 +67,11 @@ class UnrolledSolver(nn.Module):
         x, observed, mask = (self._per_head(grid.flatten(t)).flatten(0, 1) for t in (x, observed, mask))
         alpha, beta = (bounded(t, 0, 1).repeat(1, 1, len(x) // heads) for t in (self.alpha, self.beta))
         if self.prior == "glr":
-            x = glr(x, mask, weights, alpha, beta, self.skip, grid, self.recompute)
+            x = glr(x, mask, weights, alpha, beta, self.skip, grid, self.recompute, self.watch)
         else:
             pair = directed_pair(weights, grid)
             gamma = bounded(self.gamma, 0.01)
-            x = gtv_admm(x, observed, mask, pair, gamma, alpha, beta, self.skip, grid, self.recompute)
+            x = gtv_admm(x, observed, mask, pair, gamma, alpha, beta, self.skip, grid, self.recompute, self.watch)
         return self._mean(grid.unflatten(x).unflatten(0, (-1, heads)))
 
     def plain(self, x: Tensor, observed: Tensor, mask: Tensor, weights: Tensor) -> Tensor:

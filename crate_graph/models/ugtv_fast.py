@@ -33,7 +33,8 @@ class SplitSolver(nn.Module):
     weight per head; where noise is modelled, how strongly known values bind.
     """
 
-    recompute = False
+    recompute = False  # of CG steps, see `crate_graph.ops.cg.cg_solver`; so is watch
+    watch = None
 
     def __init__(self, heads: int, layers: int, steps: int, noise_aware: bool):
         super().__init__()
@@ -56,7 +57,7 @@ class SplitSolver(nn.Module):
         x, free = (self._per_head(t) for t in (difference, free))
         fidelity = None if binding is None else self._per_head(binding) * (2 * self.log_trust).exp()
         y = None if binding is None else x
-        x = gtv_split(x, free, weights, threshold, alpha, beta, grid, fidelity, y, self.recompute)
+        x = gtv_split(x, free, weights, threshold, alpha, beta, grid, fidelity, y, self.recompute, self.watch)
         return torch.einsum("g,bgcl->bcl", self.mix, x.unflatten(0, (batch, heads)))
 
     def flops(self, channels: int, edges: int) -> int:

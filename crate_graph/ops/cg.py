@@ -50,9 +50,18 @@ def unrolled_cg(
     return _UnrolledCG.apply(weights, diagonal, b, x, alpha, beta, scale, window)
 
 
-def cg_solver(recompute: bool) -> Callable[..., Tensor]:
-    """`unrolled_cg`, or the same under activation checkpointing: its steps are run again in the backward pass."""
-    return partial(checkpoint, unrolled_cg, use_reentrant=False) if recompute else unrolled_cg
+def cg_solver(recompute: bool, watch: Callable[..., None] | None = None) -> Callable[..., Tensor]:
+    """`unrolled_cg`, or the same under activation checkpointing: its steps are run again in the backward pass.
+
+    `watch` is called with the arguments of each solve before it.
+    """
+    solve = partial(checkpoint, unrolled_cg, use_reentrant=False) if recompute else unrolled_cg
+    return solve if watch is None else partial(_watched, watch, solve)
+
+
+def _watched(watch: Callable[..., None], solve: Callable[..., Tensor], *system) -> Tensor:
+    watch(*system)
+    return solve(*system)
 
 
 class _UnrolledCG(Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ def glr(
     skip: Tensor,
     window: Window,
     recompute: bool = False,
+    watch: Callable[..., None] | None = None,
 ) -> Tensor:
     """Layers of unrolled CG on L_UU x_U = -L_US x_S, with L = D^-1/2 (D - W) D^-1/2.
 
@@ -27,13 +30,13 @@ def glr(
         weights: (G, E, length), zero outside the picture.
         alpha, beta: (layers, T, G).
         skip: (layers,); x <- skip * solution + (1 - skip) * x.
-        recompute: run each layer's CG steps again in the backward pass instead of keeping them.
+        recompute, watch: of each layer's CG steps, see `cg_solver`.
 
     Returns:
         (G, C, length).
     """
     normalized, diagonal = normalize_symmetric(weights, window)
-    free, solve = 1 - mask, cg_solver(recompute)
+    free, solve = 1 - mask, cg_solver(recompute, watch)
     for layer in range(len(skip)):
         solution = solve(normalized, diagonal, None, x, alpha[layer], beta[layer], window, free)
         x = x + skip[layer] * (solution - x)

@@ -18,6 +18,8 @@ pair = (w_ij, -w_ji). Edge arrays are (E, G, C, 2, count): contiguous for each o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -41,6 +43,7 @@ def gtv_admm(
     skip: Tensor,
     window: Window,
     recompute: bool = False,
+    watch: Callable[..., None] | None = None,
 ) -> Tensor:
     """ADMM layers, each with an unrolled CG solve. Differentiable in everything but y and mask.
 
@@ -51,7 +54,7 @@ def gtv_admm(
         pair: (G, E, 2, count) from `directed_pair`.
         gamma, skip: (layers,); x <- skip * solution + (1 - skip) * x.
         alpha, beta: (layers, T, G) of the CG steps.
-        recompute: run each layer's CG steps again in the backward pass instead of keeping them.
+        recompute, watch: of each layer's CG steps, see `cg_solver`.
 
     Returns:
         (G, C, length).
@@ -61,7 +64,7 @@ def gtv_admm(
     right = laplacian(squared, x, window)
     delta, t1, t2 = _Start.apply(x, pair, window)
     c = MULTIPLIER * mask
-    layers, solve = len(gamma), cg_solver(recompute)
+    layers, solve = len(gamma), cg_solver(recompute, watch)
     for layer in range(layers):
         b = right + mask * (y - c / gamma[layer])
         solution = solve(squared, diagonal, b, x, alpha[layer], beta[layer], window)

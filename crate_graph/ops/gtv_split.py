@@ -10,6 +10,8 @@ graph has the same objective with w = w_ij + w_ji, at half the edges. Splitting 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -31,6 +33,7 @@ def gtv_split(
     fidelity: Tensor | None = None,
     y: Tensor | None = None,
     recompute: bool = False,
+    watch: Callable[..., None] | None = None,
 ) -> Tensor:
     """ADMM layers, each with an unrolled CG solve under a diagonal preconditioner. Differentiable in all tensors but
     free and y.
@@ -44,7 +47,7 @@ def gtv_split(
         threshold: lam, (layers, G).
         alpha, beta: (layers, T, G).
         fidelity, y: (G, C, length), or None.
-        recompute: run each layer's CG steps again in the backward pass instead of keeping them.
+        recompute, watch: of each layer's CG steps, see `cg_solver`.
 
     Returns:
         (G, C, length).
@@ -55,7 +58,7 @@ def gtv_split(
     if fidelity is not None:
         diagonal, pull = diagonal + fidelity, fidelity * y  # (G, C, length)
     scale = free * torch.where(diagonal > 0, 1 / diagonal.clamp(min=1e-12), 0)  # (G, C, length)
-    core, solve = weights[..., window.core], cg_solver(recompute)
+    core, solve = weights[..., window.core], cg_solver(recompute, watch)
     u = x.new_zeros(window.edges, len(x), x.shape[1], window.count)
     for layer in range(len(threshold)):
         u, right = _Shrink.apply(x, core, u, threshold[layer], window)

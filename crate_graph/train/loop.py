@@ -24,6 +24,7 @@ from crate_graph.train.metrics_log import MetricsLog
 from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
 from crate_graph.train.telemetry import Display, StepClock, Stragglers, peak_memory_bytes
+from crate_graph.train.white_box import WhiteBox
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Loop:
     log: MetricsLog | None  # of the main process
     display: Display
     clock: StepClock
+    white_box: WhiteBox
     last_step: int
     step: int = 0
     damaged: int = 0
@@ -65,6 +67,8 @@ class Loop:
     def run(self) -> None:
         """Train until the last step, or until somebody asks to stop. Collective, like all below."""
         self._saved_at = self.step
+        if self.step == 0:
+            self.white_box.look(0)
         while self.step < self.last_step and not self.stopped:
             epoch, offset = divmod(self.step, self.steps_per_epoch)
             self.clock.restart()
@@ -90,6 +94,7 @@ class Loop:
         self.clock.step_done()
         self.watchdog.beat()
         self.display.advance(self.step)
+        self.white_box.look(self.step)
         self._between_steps()
 
     def _between_steps(self) -> None:

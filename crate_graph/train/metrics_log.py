@@ -43,6 +43,12 @@ class MetricsLog:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._board.add_scalar(key, value, step)
 
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """To TensorBoard alone."""
+        if self._board is not None:
+            for tag, value in values.items():
+                self._board.add_scalar(tag, value, step)
+
     def images(self, tag: str, images: Tensor, step: int) -> None:
         """(N, C, H, W) in [0, 1]."""
         if self._board is not None:
@@ -60,8 +66,11 @@ class MetricsLog:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`, and a last line that a kill cut off."""
+    """Drop the records after `step`, all of them for 0, and a last line that a kill cut off."""
     if not path.exists():
+        return
+    if step == 0:
+        path.unlink()
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines():

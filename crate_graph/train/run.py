@@ -52,6 +52,7 @@ from crate_graph.train.run_folder import RunFolder, write_json
 from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
 from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
+from crate_graph.train.white_box import WhiteBox, build_probe
 from crate_graph.weights.names import shipped_weights
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ def _set_up(
                 f"evaluate {recipe.model.name} --data {recipe.data.dataset}"
             )
 
+        probe = build_probe(recipe, dataset, model, ranks)
+
     model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(
         recipe.engine,
@@ -177,6 +180,8 @@ def _set_up(
     stack.callback(requests.close)
     watchdog = _start_watchdog(recipe, folder, ranks)
     stack.callback(watchdog.close)
+    log = _open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main and goes_on else None
+    clock = _clock(recipe, flops, ranks)
     return Loop(
         recipe=recipe,
         engine=engine,
@@ -188,9 +193,10 @@ def _set_up(
         saver=saver,
         requests=requests,
         watchdog=watchdog,
-        log=_open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main and goes_on else None,
+        log=log,
         display=display,
-        clock=_clock(recipe, flops, ranks),
+        clock=clock,
+        white_box=WhiteBox(recipe.telemetry.whitebox.every, probe, engine, clock, log, last_step),
         last_step=last_step,
         step=state["step"],
         damaged=state["damaged"],

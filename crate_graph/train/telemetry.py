@@ -21,6 +21,7 @@ class StepClock:
     global_batch: int
     flops_per_image: float | None = None  # forward and backward
     peak_flops: float | None = None  # of all devices together
+    trained_seconds: float = 0.0  # of all steps so far
     _step_seconds: list[float] = field(default_factory=list)
     _waited: float = 0.0
     _waiting: float = 0.0  # of the step under way
@@ -38,6 +39,7 @@ class StepClock:
     def step_done(self) -> None:
         now = time.perf_counter()
         self._step_seconds.append(now - self._last)
+        self.trained_seconds += now - self._last
         self._waited += self._waiting
         self._last = now
 

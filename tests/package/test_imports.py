@@ -13,6 +13,7 @@ ORDER = [
     {"shipped", "redaction", "deferred"},
     {"config"},
     {"ops"},
+    {"measures"},
     {"models"},
     {"data"},
     {"tasks"},
@@ -85,7 +86,9 @@ def test_only_cluster_reads_the_environment(file):
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if layer_of(file) in {"models", "ops"} or file == Path("data/plan.py")], ids=str
+    "file",
+    [file for file in FILES if layer_of(file) in {"models", "measures", "ops"} or file == Path("data/plan.py")],
+    ids=str,
 )
 def test_models_operators_and_plan_know_no_processes(file):
     foreign = ("torch.distributed", "accelerate", "deepspeed")
