@@ -100,9 +100,13 @@ class Forks:
         for file in printed.values():
             file.write_text("")
         run = {"words": command, "world": world, "folder": folder.absolute(), "environment": environment() | own}
-        self.server.stdin.write(json.dumps({"run": run | printed, "seconds": 240}, default=str) + "\n")
-        self.server.stdin.flush()
-        code = json.loads(self.server.stdout.readline())
+        try:
+            self.server.stdin.write(json.dumps({"run": run | printed, "seconds": 240}, default=str) + "\n")
+            self.server.stdin.flush()
+            code = json.loads(self.server.stdout.readline())
+        except BaseException:  # a test's time is up: the answer that is still to come must not be taken for the next
+            self.close()
+            raise
         out, err = (file.read_text() for file in printed.values())
         if code is None:
             pytest.fail(f"{' '.join(command)} did not end:\n{out}\n{err}")
@@ -110,7 +114,9 @@ class Forks:
 
     def close(self) -> None:
         if self.server is not None:
+            self.server.kill()
             self.server.communicate()
+            self.server = None
 
 
 class Runner:
