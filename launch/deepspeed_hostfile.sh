@@ -60,7 +60,8 @@ address=${MASTER_ADDR:-}
 if [[ -z $print_only ]]; then
   type -P pdsh >/dev/null || fail "pdsh is not installed (apt-get install pdsh); the launcher of DeepSpeed needs it"
   for host in "${hosts[@]}"; do
-    if ! said=$(ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1); then
+    # without the warning that a new host is known from now on, which would be taken for its address
+    if ! said=$(ssh -n -o LogLevel=ERROR -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "$host" hostname -I 2>&1); then
       said=$(tr -d '\r' <<<"$said" | tail -n 1)
       fail "$hostfile: host $host cannot be reached by ssh ($said); mend the line, or try: ssh $host hostname"
     fi
