@@ -35,7 +35,7 @@ PATIENCE = "CRATE_GRAPH_MEETING_SECONDS"
 _PATIENCE = 40.0  # seconds from the first process to the last
 _READING = 5.0  # seconds for all to read a verdict
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds between two looks
-FINE = "fine"
+FINE, MISTAKE, ABSENT = "fine", "mistake", "absent"
 _REMEDIES = {
     "code of crate_graph": "give every host the same checkout",
     "device": "see nvidia-smi on those without a GPU, or hide the GPUs of all: CUDA_VISIBLE_DEVICES=''",
@@ -67,9 +67,9 @@ def meet(ranks: Ranks, mistake: UserError | None = None) -> dist.Store:
         mistake: what keeps this process from taking part; all are told.
 
     Raises:
-        UserError: on every process the same: one of them made a mistake, two have one rank, some have not come in time,
-            or they are not of the same versions. Also as `rendezvous.shared_store`.
-        RunFailed: the process that keeps the store has ended.
+        UserError: on every process the same: one of them made a mistake, two have one rank, or they are not of the same
+            versions. Also as `rendezvous.shared_store`.
+        RunFailed: some have not come in time, or the process that keeps the store has ended; a scheduler may try again.
     """
     seconds = _patience()
     deadline = time.monotonic() + seconds
@@ -83,8 +83,8 @@ def meet(ranks: Ranks, mistake: UserError | None = None) -> dist.Store:
             f"the processes of the run were to meet at {host}:{port}, and who keeps that place has ended; its own "
             f"message or log says why"
         ) from lost
-    if error:
-        raise UserError(error)
+    if error is not None:
+        raise error
     return dist.PrefixStore(f"{meeting.name}/group", store)
 
 
@@ -122,22 +122,27 @@ class _Meeting:
         self._store = dist.PrefixStore(self.name, store)
         self._mine, self._ranks, self._seconds = mine, ranks, seconds
 
-    def hold(self, card: Card, deadline: float) -> str:
-        """What is wrong, or an empty text."""
+    def hold(self, card: Card, deadline: float) -> UserError | RunFailed | None:
+        """What is wrong."""
         error = self._register(card)
         if error:
             self._decide(error)
         pause = _FIRST_PAUSE
         while not self._store.check(["verdict"]):
             if time.monotonic() > deadline:
-                self._decide(compare(self._cards(), self._ranks, self._seconds))
+                cards = self._cards()
+                self._decide(
+                    compare(cards, self._ranks, self._seconds),
+                    absent=not any(card.mistake for card in cards),
+                )
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
-        verdict = self._store.get("verdict").decode()
-        verdict = error if verdict == FINE else verdict
-        if verdict:
-            self._leave_together()
-        return verdict
+        kind, _, said = self._store.get("verdict").decode().partition(" ")
+        said = error if kind == FINE else said
+        if not said:
+            return None
+        self._leave_together()
+        return RunFailed(said) if kind == ABSENT else UserError(said)
 
     def _register(self, card: Card) -> str:
         """Leave the card, and where it is the last one judge all; what is wrong with it alone."""
@@ -165,9 +170,10 @@ class _Meeting:
         other = self._card(card.rank)
         return None if other.space == card.space and _is_gone(other.pid) else other
 
-    def _decide(self, error: str) -> None:
+    def _decide(self, error: str, *, absent: bool = False) -> None:
         """The first verdict stands."""
-        self._store.compare_set("verdict", "", error or FINE)
+        kind = ABSENT if absent else MISTAKE
+        self._store.compare_set("verdict", "", f"{kind} {error}" if error else FINE)
 
     def _leave_together(self) -> None:
         """Launchers end the others when one has ended, before these have said why; the store ends with its keeper."""

@@ -32,13 +32,14 @@ read -r -a ssh_args <<<"${SSH_ARGS:-}"
 address=${MASTER_ADDR:-}
 if [[ -z $print_only ]]; then
   type -P pdsh >/dev/null || fail "pdsh is not installed (apt-get install pdsh); the launcher of DeepSpeed needs it"
-  # All at once, since each host that is down takes its time.
+  # All at once, since each host that is down takes its time; without the warning that a new host is known from now on,
+  # which would be taken for its address.
   answers=$(mktemp -d)
   trap 'rm -rf "$answers"' EXIT
   asked=() silent=()
   for number in "${!hosts[@]}"; do
-    timeout {{ ssh_seconds }} ssh -n -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "${hosts[number]}" hostname -I \
-      >"$answers/$number" 2>&1 &
+    timeout {{ ssh_seconds }} ssh -n -o LogLevel=ERROR -o BatchMode=yes -o ConnectTimeout=10 "${ssh_args[@]}" "${hosts[number]}" \
+      hostname -I >"$answers/$number" 2>&1 &
     asked+=($!)
   done
   for number in "${!hosts[@]}"; do
