@@ -51,7 +51,7 @@ class Lab:
 
     def __init__(self, folder: Path):
         self.folder, self.data = folder, folder / "data"
-        self.lives: list[Life] = []
+        self._children: list[multiprocessing.Process] = []
         self._logs = 0
         os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHON": sys.executable}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -63,8 +63,12 @@ class Lab:
         (self.folder / "logs").mkdir(parents=True)
         self.recipe = self.folder / "faults.yaml"
         self.recipe.write_text(RECIPE)
-        self.make_data(self.data)
-        self.train_undisturbed()
+        try:
+            self.make_data(self.data)
+            self.train_undisturbed()
+        except BaseException:  # Ctrl-C too
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -72,9 +76,13 @@ class Lab:
 
     def stop(self) -> None:
         """End whatever still runs."""
-        for life in self.lives:
-            life.kill_all()
-        self.lives.clear()
+        for process in self._children:
+            if process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, SIGKILL)
+                process.kill()  # one that has no group yet
+            process.join()
+        self._children.clear()
 
     def make_data(self, output: Path) -> None:
         """A part of the images that ship here, in small shards."""
@@ -111,8 +119,7 @@ class Lab:
             self._fork(program, log, {**environment, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in RANKS
         ]
-        self.lives.append(Life(ranks, self.folder / run, log, before))
-        return self.lives[-1]
+        return Life(ranks, self.folder / run, log, before)
 
     def told(self, *words: str, code: int = 0) -> str:
         """What another command of `crate-graph` says, which must end with `code`."""
@@ -125,8 +132,7 @@ class Lab:
 
     def call(self, function: Callable, *args: object) -> None:
         """Call a function that needs the package, in a process that has it."""
-        process = self._processes.Process(target=function, args=args)
-        process.start()
+        process = self._begin(function, args)
         process.join(DEADLINE)
         expect(process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}")
 
@@ -179,8 +185,12 @@ class Lab:
         return [record["step"] for record in self.records(run)]
 
     def _fork(self, program: list[str], log: Path, environment: dict[str, str]) -> multiprocessing.Process:
-        process = self._processes.Process(target=be, args=(program, str(log), environment))
+        return self._begin(be, (program, str(log), environment))
+
+    def _begin(self, function: Callable, args: tuple) -> multiprocessing.Process:
+        process = self._processes.Process(target=function, args=args)
         process.start()
+        self._children.append(process)
         return process
 
     def _log(self, run: str) -> Path:
@@ -228,12 +238,6 @@ class Life:
 
     def kill(self, *ranks: int) -> None:
         self.signal(SIGKILL, *ranks)
-
-    def kill_all(self) -> None:
-        self.signal_groups(SIGKILL)
-        self.kill(*RANKS)  # one that has no group yet
-        for process in self.ranks:
-            process.join()
 
     def workers(self, rank: int) -> list[int]:
         leader = self.ranks[rank].pid

@@ -566,7 +566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (SIGINT, SIGTERM):
         set_handler(number, lambda *_: sys.exit(1))  # leaves the blocks, so that no process is left behind
     place = nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="fault-table-")
-    with place as folder, Lab(Path(folder).absolute() / "lab") as lab:
+    with place as folder, Lab(Path(folder).absolute()) as lab:
         return prove(lab, list(dict.fromkeys(args.only or ROWS)), args.kills, args.seed)
 
 
