@@ -62,8 +62,8 @@ def of_batches(recipe: Recipe, world: int) -> list[Finding]:
         found.append(
             Finding(
                 True,
-                f"data.slots={data.slots} do not divide among {world} processes x {max(data.workers, 1)} workers; choose "
-                f"{' or '.join(remedies)}",
+                f"data.slots={data.slots} do not divide among {world} processes x {max(data.workers, 1)} workers; "
+                f"choose {' or '.join(remedies)}",
             )
         )
     if recipe.engine.zero_stage and world == 1:
