@@ -58,12 +58,12 @@ def of_batches(recipe: Recipe, world: int) -> list[Finding]:
         workers, slots = workers_that_fit(data, world), slots_that_fit(recipe, world)
         remedies = [f"data.workers={workers}"] if workers else []
         remedies += [f"data.slots={slots} (that changes the batches)"] if slots else []
-        remedies = remedies or [f"at most {data.slots} processes"]
+        remedies = remedies or [f"a number of processes that divides {data.slots}"]
         found.append(
             Finding(
                 True,
-                f"data.slots={data.slots} do not divide among {world} processes x {max(data.workers, 1)} workers; set "
-                f"{' or '.join(remedies)}",
+                f"data.slots={data.slots} do not divide among {world} processes x {max(data.workers, 1)} workers; "
+                f"choose {' or '.join(remedies)}",
             )
         )
     if recipe.engine.zero_stage and world == 1:
