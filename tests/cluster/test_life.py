@@ -93,10 +93,11 @@ def test_a_runs_life_from_its_first_minute_to_its_last(shell):
             shell.wait_until(checkpoints, "the checkpoint asked for by save-now")
         elif line.startswith("kill -STOP"):
             shell.wait_until(lambda seen=seen: max(steps()) > seen + 5, "the steps after going on")
+        line = line.replace("./launch", f"{ROOT}/launch")
         if "torchrun.sh train" in line:
             starts.append(seen)
             end = f"schedule.max_steps={seen + 20}" if len(starts) == 3 else ""
-            line = line.replace("./launch", f"{ROOT}/launch").replace(" --run-dir", f" {SHORT} {end} --run-dir")
+            line = line.replace(" --run-dir", f" {SHORT} {end} --run-dir")
         code, printed = shell.run(line)
         if line.startswith("wait"):
             waits.append(code)
