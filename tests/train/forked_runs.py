@@ -5,6 +5,7 @@ Reads [[world size, [argument, ...]], ...] as JSON; prints the exit codes of eac
 
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -28,6 +29,7 @@ def run(world, arguments):
 
 
 def become(rank, world, port, arguments):
+    signal.alarm(240)  # should the parent be gone, nobody else would end a run that hangs
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({name: str(value) for name, value in place.items()}, TORCHELASTIC_RUN_ID="forked")
