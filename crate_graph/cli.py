@@ -96,6 +96,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from crate_graph.analysis import commands as analysis
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
     from crate_graph.restore import commands as restore
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_evaluate(verbs)
     restore.add_parser(verbs)
+    analysis.add_parser(verbs)
     _add_export(verbs)
     shards.add_parser(verbs)
     checkpoint.add_parser(verbs)
