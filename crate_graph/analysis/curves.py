@@ -15,7 +15,7 @@ from crate_graph.analysis.subject import Subject
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_RATES = "arXiv 2306.01129, equations 7 and 8, measured as in its section 3.1 (eps² = 0.01, tokens of unit norm)"
+_RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
 _COLUMNS = ("model", "measure", "layer", "mean", "std", "unit", "over")
 _MARKS = {"query": ("--", "v"), "key": ("-.", "^"), "value": (":", "s")}  # of a ViT's three projections
 
@@ -65,8 +65,8 @@ def curve_figures(series: Sequence[Series]) -> list[Figure]:
             "rate_given_subspaces",
             "Compression: the rate of the tokens, given the subspaces",
             "Each layer's attention is to move the tokens towards a few learned subspaces, and Rᶜ counts the nats that "
-            "it takes to write the tokens down once the subspaces are known. A trained network lets it fall with "
-            "depth; before training it stays flat.",
+            "it takes to write the tokens down once the subspaces are known. In published networks it falls with "
+            "depth; before training it stays about flat.",
             _RATES,
             (
                 Panel("where attention takes its input", "rc_attention_input", "Rᶜ, nats"),
@@ -90,20 +90,19 @@ def curve_figures(series: Sequence[Series]) -> list[Figure]:
         layer_curves(
             "sparse_rate_reduction",
             "The objective: sparse rate reduction",
-            "This is the one number that the network is built to raise, layer after layer: R - Rᶜ - λ‖Z‖₀, what is "
-            "gained in variety, less what it costs, less the entries that are not zero. Each layer is one step of its "
-            "optimisation, so look whether training made the steps climb.",
-            "arXiv 2306.01129, equation 1; λ is that of ISTA",
+            "R - Rᶜ - λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
+            "once the subspaces are known, less the entries that are not zero. Each layer is one step of that climb; "
+            "training itself only minimises the error of the classes, and may trade some of it away.",
+            "arXiv 2306.01129; λ is that of ISTA, rates are of tokens of unit norm",
             (Panel("after the layer", "sparse_rate_reduction", "R - Rᶜ - λ‖Z‖₀"),),
             series,
         ),
         layer_curves(
             "sparsity",
             "Sparsity: how many entries of a token are not zero",
-            "The second half of each layer is a step towards a code with few non-zero entries; only exact zeros count "
-            "here. Half of the entries at random is where an untrained layer starts, and fewer with depth is what "
-            "training is to bring.",
-            "arXiv 2306.01129, figure 4: ‖Z‖₀ / (d N)",
+            "The second half of each layer is a step towards a code with few entries that are not zero; only exact "
+            "zeros count here. In the published networks fewer are left with depth, except in the last layer.",
+            "arXiv 2306.01129: ‖Z‖₀ / (d N)",
             (
                 Panel("after attention (nothing makes it sparse there)", "nonzero_half_step", "share not zero"),
                 Panel("after the layer", "nonzero_output", "share not zero"),
@@ -221,7 +220,7 @@ def _spectra(series: Sequence[Series]) -> Figure | None:
         "Each line holds the singular values of one layer's dictionary, dark for the first layer and light for the "
         "last. A line that bends down early says that the layer has come to use few directions; straight is how random "
         "ones are.",
-        "arXiv 2306.01129, section 2.4, on the dictionary D",
+        "arXiv 2306.01129, on the dictionary D",
         made.bytes,
         "svg",
         ("model", "layer", "place", "singular value"),

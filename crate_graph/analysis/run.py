@@ -10,12 +10,16 @@ from typing import Any
 
 from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
+from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.pictures import samples_of
+from crate_graph.analysis.pictures import observations_of, samples_of
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
 from crate_graph.analysis.subject import Subject, open_subject
 from crate_graph.errors import UserError
 from crate_graph.redaction import redact
+from crate_graph.tasks.build import describe
+
+SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless --size says otherwise
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
     check_output(output, request.force)
     subject = open_subject(name)
     other = None if request.compare is None else _other(subject, request.compare)
-    figures, measured, about = _classifier(subject, other, request)
+    show = _classifier if subject.task == "classification" else _restorer
+    figures, measured, about = show(subject, other, request)
     report = Report(
         title=f"What {subject.architecture} does, layer by layer",
         about=about,
@@ -76,12 +81,31 @@ def _classifier(subject: Subject, other: Subject | None, request: Request) -> tu
     return curve_figures(series), series[0].measured, about
 
 
+def _restorer(subject: Subject, other: Subject | None, request: Request) -> tuple[list[Figure], list[Measured], str]:
+    for option in ("layer", "patch"):
+        if (value := getattr(request, option)) is not None:
+            raise UserError(f"--{option} {value}: is for maps of a classifier, {subject.name} restores; leave it out")
+    side = request.size or SIDE
+    observations = observations_of(subject, request.images, request.samples, side)
+    series = restorer_series(subject, observations, other)
+    about = (
+        f"Measured on {len(observations)} pictures that it was not trained on ({describe(subject.degradation)}; their "
+        f"central {side} x {side} pixels), beside {subject.start}."
+    )
+    if is_graph_network(subject.model):
+        figures = graph_figures(subject, other, series, observations, request.show)
+    else:
+        figures = [comparison(subject, other, observations[: request.show]), *curve_figures(series)]
+    return figures, series[0].measured, about
+
+
 def _last_layer(measured: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
     """Of each measure the last value: of the last layer, of a graph network's last block and ADMM layer."""
-    last: dict[str, Measured] = {}
+    depth: dict[str, int] = {}  # a measure may be there for each ADMM layer, and for each CG step
     for each in measured:
-        if each.name not in last or each.layer >= last[each.name].layer:
-            last[each.name] = each
+        depth[each.name] = min(len(each.layer), depth.get(each.name, len(each.layer)))
+    whole = [each for each in measured if len(each.layer) == depth[each.name]]
+    last = {each.name: each for each in sorted(whole, key=lambda m: m.layer)}
     return {
         name: {"layer": list(m.layer), "mean": m.mean, "std": m.std, "unit": m.unit, "over": m.over}
         for name, m in last.items()
