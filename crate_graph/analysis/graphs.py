@@ -201,9 +201,9 @@ def _cg(series: Sequence[Series]) -> Figure:
     return _sequences(
         "conjugate_gradients",
         "Inside each layer: conjugate gradients, step by step",
-        "Every layer of the solver solves a linear system by a few steps with learned lengths; shown is what is left "
-        "of the system, as a share of what it was. Lengths that were learned for the sake of the picture need not lower it "
-        "at each step.",
+        "Every layer of the solver solves a linear system by a few steps with learned lengths; shown is what is "
+        "left of the system, as a share of what it was. Lengths that were learned for the sake of the picture need not "
+        "lower it at each step.",
         _PAPER,
         [("after each step", "system_residual", "share")],
         [_only(each, depth=3) for each in series],

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from crate_graph.analysis.attention import attention_figure, pca_figure
 from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
+from crate_graph.analysis.layers import has_measures
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.pictures import observations_of, samples_of
+from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
+from crate_graph.analysis.segmentation import iou_figure, judge, segmentation_figure
 from crate_graph.analysis.subject import Subject, open_subject
+from crate_graph.analysis.tokens import choose_layer, heads_at, resized
 from crate_graph.errors import UserError
 from crate_graph.redaction import redact
-from crate_graph.tasks.build import describe
+from crate_graph.tasks.build import check_degradation, describe
 
 SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless --size says otherwise
+Shown = tuple[list[Figure], list[Measured], str]  # the last in words: on what it was measured
 
 
 @dataclass(frozen=True)
@@ -66,22 +71,81 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
 
 
 def _other(subject: Subject, name: str) -> Subject:
+    """What `subject` is compared with."""
     other = open_subject(name)
     if other.task != subject.task:
+        raise UserError(f"--compare {name}: is for {other.task}, {subject.name} for {subject.task}; name one of those")
+    if subject.task == "restoration":
+        check_degradation(other.degradation, subject.degradation, f"--compare {name}")
+        if other.color != subject.color or is_graph_network(other.model) != is_graph_network(subject.model):
+            raise UserError(
+                f"--compare {name}: {other.architecture} for {other.color} beside {subject.architecture} for "
+                f"{subject.color} have no measures in common; name a network of the same family and colours"
+            )
+    elif len(other.mean) != len(subject.mean):
         raise UserError(
-            f"--compare {name}: is for {other.task}, {subject.name} for {subject.task}; name one of the same"
+            f"--compare {name}: takes pictures of {len(other.mean)} channels, {subject.name} of {len(subject.mean)}; "
+            f"name one that takes the same pictures"
         )
     return other
 
 
-def _classifier(subject: Subject, other: Subject | None, request: Request) -> tuple[list[Figure], list[Measured], str]:
+def _classifier(subject: Subject, other: Subject | None, request: Request) -> Shown:
+    models = [each for each in (subject, other) if each is not None]
+    for each in models:
+        if not has_measures(each.model):
+            raise UserError(
+                f"{each.name}: {each.architecture} has no measures; analyze CRATE, a ViT of timm, or a graph network"
+            )
+    layers = [choose_layer(each, request.layer) for each in models]
+    views = [View(each, _side(each, request)) for each in models]
+    for each, view in zip(models, views, strict=True):
+        resized(each, view.config.size)
     samples = samples_of(subject, request.images, request.samples)
     series = series_of(subject, samples, other)
+    figures, judged = curve_figures(series), {}
+    for number, (each, layer, view) in enumerate(zip(models, layers, views, strict=True)):
+        drawn, found = _maps(each, layer, view, samples, request.show)
+        if number:
+            drawn = [replace(f, name=f"compared_{f.name}", title=f"To compare: {f.title}") for f in drawn]
+        figures += drawn
+        if found:
+            judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
+    if judged:
+        figures.append(iou_figure(judged, [sample.key for sample in samples]))
     about = f"Measured on {len(samples)} pictures that it was not trained on, after each layer, beside {subject.start}."
-    return curve_figures(series), series[0].measured, about
+    return figures, series[0].measured, about
 
 
-def _restorer(subject: Subject, other: Subject | None, request: Request) -> tuple[list[Figure], list[Measured], str]:
+def _maps(subject: Subject, layer: int, view: View, samples: list[Sample], count: int):
+    """Figures of the first `count` samples, and what `segmentation.judge` says of all that have a mask."""
+    shown = samples[:count]
+    seen, keys = [view.seen(sample) for sample in shown], [sample.key for sample in shown]
+    heads = heads_at(subject, layer, view.images(shown))
+    where = f"layer {layer} of {len(subject.model.blocks)}"
+    figures = [figure(seen, keys, heads, where) for figure in (attention_figure, pca_figure, segmentation_figure)]
+    masked = {number: view.mask(sample) for number, sample in enumerate(samples) if sample.mask is not None}
+    if not masked:
+        return figures, []
+    heads = heads_at(subject, layer, view.images([samples[number] for number in masked]))
+    numbers = list(masked)
+    judged = judge(heads, dict(enumerate(masked.values())))
+    return figures, [(numbers[place], way, iou) for place, way, iou in judged]
+
+
+def _side(subject: Subject, request: Request) -> int:
+    """Pixels of a picture in maps."""
+    if request.patch is None:
+        return request.size or subject.view.size
+    own = subject.model.patch_embed.patch_size[0]
+    if subject.view.size % request.patch:
+        raise UserError(
+            f"--patch {request.patch}: pictures of {subject.view.size} pixels are not divisible by it; choose a divisor"
+        )
+    return subject.view.size // request.patch * own
+
+
+def _restorer(subject: Subject, other: Subject | None, request: Request) -> Shown:
     for option in ("layer", "patch"):
         if (value := getattr(request, option)) is not None:
             raise UserError(f"--{option} {value}: is for maps of a classifier, {subject.name} restores; leave it out")
