@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What tests of schedulers need beyond Python. Source it and call `install_system_packages`: it asks apt-get where that
+# What tests of schedulers and of reports need beyond Python. Source it and call `install_system_packages`: it asks apt-get where that
 # can be; elsewhere those tests are skipped, and say what they lack.
 
 install_system_packages() {
@@ -11,6 +11,7 @@ slurmctld slurm-wlm
 munged munge
 ssh openssh-client
 pdsh pdsh
+chromium chromium
 PACKAGES
   if [[ ${#wanted[@]} == 0 ]]; then return; fi
   if [[ $(id -u) != 0 ]] || ! type -P apt-get >/dev/null; then

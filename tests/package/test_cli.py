@@ -17,6 +17,7 @@ VERBS = {
     "train": ["train"],
     "evaluate": ["evaluate"],
     "restore": ["restore"],
+    "analyze": ["analyze"],
     "export": ["export"],
     "bench": ["bench"],
     "shards": ["shards"],
@@ -63,7 +64,8 @@ def test_help_names_every_verb(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        f"\n    {verb}" in text for verb in ("train", "evaluate", "restore", "export", "shards", "checkpoint", "bench")
+        f"\n    {verb}" in text
+        for verb in ("train", "evaluate", "restore", "analyze", "export", "shards", "checkpoint", "bench")
     )
 
 
