@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What tests of schedulers and of reports need beyond Python. Source it and call `install_system_packages`: it asks apt-get where that
-# can be; elsewhere those tests are skipped, and say what they lack.
+# What tests of schedulers and of reports need beyond Python. Source it and call `install_system_packages`: it asks
+# apt-get where that can be; elsewhere those tests are skipped, and say what they lack.
 
 install_system_packages() {
   local program package wanted=()

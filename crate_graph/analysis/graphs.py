@@ -330,7 +330,7 @@ def _iterates(observations: list[Observation], traces: list[Trace]) -> Figure:
         "iterates",
         "The picture on its way",
         f"{observations[0].key} before the solver of each block and after each of its layers, as the mean over the "
-        "graphs. The solution of a block is what the next one begins with.",
+        "graphs. What the network gives out is the last solution with all known values put back.",
         _PAPER,
         made.bytes,
         "png",

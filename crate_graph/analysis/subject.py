@@ -25,6 +25,7 @@ from crate_graph.models import create_model
 from crate_graph.models.weights import load_pretrained
 from crate_graph.weights.names import list_weights, load_restorer
 
+TIMMS = "config.json"  # describes a folder in timm's layout
 Task = Literal["classification", "restoration"]
 
 
@@ -57,14 +58,14 @@ def open_subject(name: str) -> Subject:
         UserError: nothing of that kind, a damaged one, or one that does not say how its model is built.
     """
     path = Path(name).expanduser()
-    if path.is_file() and path.name == WEIGHTS:
+    if path.name == WEIGHTS and any((path.parent / beside).is_file() for beside in (DESCRIPTION, TIMMS)):
         path = path.parent
     if name in list_weights() or (path / DESCRIPTION).is_file():
         return _restorer(name, path if (path / DESCRIPTION).is_file() else name)
     if path.is_file():
         metadata = _metadata(path)
         return _exported_file(name, path, metadata) if metadata.get("format") == FORMAT else _restorer(name, path)
-    if (path / "config.json").is_file():
+    if (path / TIMMS).is_file():
         return _timm_folder(name, path)
     if not path.exists():
         _restorer(name, name)  # says what is near
@@ -137,7 +138,7 @@ def _exported_file(name: str, path: Path, metadata: dict[str, str]) -> Subject:
 def _timm_folder(name: str, path: Path) -> Subject:
     """A folder in timm's layout: `crate-graph export --format timm` wrote it, or timm."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / TIMMS).read_text(encoding="utf-8"))
         architecture, known = config["architecture"], config["pretrained_cfg"]
         size = known["input_size"][1]
         crop = known.get("crop_pct") or 1.0
@@ -148,7 +149,7 @@ def _timm_folder(name: str, path: Path) -> Subject:
         mean, std = known["mean"], known["std"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path / 'config.json'}: does not describe a model as timm does ({type(error).__name__}: {error}); name a "
+            f"{path / TIMMS}: does not describe a model as timm does ({type(error).__name__}: {error}); name a "
             f"run folder, a checkpoint or what crate-graph export --format timm|safetensors wrote"
         ) from None
     model = create_model(architecture, **arguments)
