@@ -62,7 +62,7 @@ def graph_figures(
     traces = [trace(subject.model, observation) for observation in observations[:count]]
     figures = [
         comparison(subject, other, observations[:count]),
-        _descent(series),
+        _descent(series, guided=isinstance(subject.model, UGTVFast)),
         _iterates(observations[:count], traces),
         _edges(observations[:count], traces),
         _entropy(series, traces[0].grids[0]),
@@ -175,7 +175,7 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
     )
 
 
-def _descent(series: Sequence[Series]) -> Figure:
+def _descent(series: Sequence[Series], guided: bool) -> Figure:
     """The objective and the constraints, iterate by iterate."""
     objective = "glr" if any(m.name == "glr" for m in series[0].measured) else "gtv"
     panels = [
@@ -184,13 +184,13 @@ def _descent(series: Sequence[Series]) -> Figure:
         ("constraint violation", "constraint_violation", "largest error"),
         ("what CG leaves of its system", "system_residual", "share"),
     ]
-    formula = "x'Lx" if objective == "glr" else "‖Cx‖₁"
+    formula = "x'Lx" if objective == "glr" else "‖C(x - guide)‖₁" if guided else "‖Cx‖₁"
     return _sequences(
         "descent",
         "The objective's descent",
-        f"Each block lowers {formula}, the roughness of the picture on its own graph, while known values must stay as "
-        "they are. The curves show both after each layer of the solver: how rough it still is, and by how much known "
-        "values are missed.",
+        f"Each block is to lower {formula}, the roughness of the picture on its own graph, while known values must "
+        "stay as they are. The curves show both after each layer of the solver: how rough it still is, and by how much "
+        "known values are missed.",
         _PAPER,
         panels,
         [_only(each, depth=2) for each in series],
@@ -246,7 +246,9 @@ def _entropy(series: Sequence[Series], grid: Window) -> Figure:
             draw_curve(axes, [m.layer[0] for m in values], values, each)
             rows += [_row(each.label, m) for m in values]
         axes.axhline(math.log(neighbours), color="#b0b4ba", linewidth=1)
-        axes.annotate(f"ln {neighbours}: all neighbours alike", (0.02, math.log(neighbours)), fontsize=8, va="bottom")
+        place = axes.get_yaxis_transform()  # across the axes, up in nats
+        label = f"ln {neighbours}: all {neighbours} neighbours alike"
+        axes.text(0.99, math.log(neighbours), label, fontsize=8, ha="right", va="bottom", transform=place)
         axes.set(xlabel="block", ylabel="entropy, nats", title="entropy of a pixel's edges")
         axes.set_ylim(0, 1.12 * math.log(neighbours))
         whole_numbers(axes)
@@ -281,6 +283,8 @@ def _sequences(name, title, says, source, panels, series, width: float = 0.0, lo
             axes.set(title=heading, ylabel=unit)
             if log:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("{x:g}")
             _name_blocks(axes, places)
         made.axes[0, 0].legend(fontsize=8)
     return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
@@ -352,7 +356,7 @@ def _edges(observations: list[Observation], traces: list[Trace]) -> Figure:
             grid = traced.grids[block]
             edges = _edges_within(_directed_sum(traced.weights[block][head], grid), grid, detail)
             show(axes, picture, f"block {block + 1}, graph {head + 1}")
-            _draw_edges(axes, edges, detail, widest=9 / columns)
+            _draw_edges(axes, edges, detail, widest=6 / columns)
             rows += [(block + 1, head + 1, *edge) for edge in edges]
     return Figure(
         "edges",

@@ -218,7 +218,7 @@ def test_iterates_end_where_the_solver_does(name):
 
 def test_a_restorer_without_a_graph_has_the_curves_of_its_layers():
     torch.manual_seed(0)
-    model = create_model("vit_restorer", dim=16, depth=2, heads=2).eval()
+    model = create_model("vit_restorer", dim=16, depth=2, num_heads=2).eval()
     degradation = Degradation(kind="bayer")
     subject = Subject("v", "restoration", "v", model, model, "", {}, "photo_crops", degradation=degradation)
     observations = observations_of(subject, None, 2, 16)
