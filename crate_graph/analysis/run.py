@@ -12,7 +12,7 @@ from crate_graph.analysis.attention import attention_figure, pca_figure
 from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
-from crate_graph.analysis.layers import has_measures
+from crate_graph.analysis.layers import has_measures, undefined
 from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
@@ -57,7 +57,7 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         title=f"What {subject.architecture} does, layer by layer",
         about=about,
         facts={"analysed": redact(name), **subject.facts},
-        notes=subject.notes,
+        notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,
         command=redact(_command(name, output, request)),
     )
@@ -68,6 +68,23 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         "figures": {f.name: [str(path) for path in files if path.stem == f.name] for f in figures},
         "last_layer": _last_layer(measured),
     }
+
+
+def _place(subject: Subject, request: Request) -> str:
+    """Where the pictures are from."""
+    if request.images is not None:
+        return redact(request.images)
+    return f"{redact(subject.dataset)}, split {subject.split}"
+
+
+def _missing(subject: Subject, other: Subject | None) -> list[str]:
+    """The measures that one of the models has not, and why."""
+    models = [each for each in (subject, other) if each is not None]
+    return [
+        f"{each.architecture} has no {measures}: {why}."
+        for each in models
+        for measures, why in undefined(each.model).items()
+    ]
 
 
 def _other(subject: Subject, name: str) -> Subject:
@@ -113,7 +130,9 @@ def _classifier(subject: Subject, other: Subject | None, request: Request) -> Sh
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
-    about = f"Measured on {len(samples)} pictures that it was not trained on, after each layer, beside {subject.start}."
+    about = (
+        f"Measured on {len(samples)} pictures of {_place(subject, request)}, after each layer, beside {subject.start}."
+    )
     return figures, series[0].measured, about
 
 
@@ -153,8 +172,8 @@ def _restorer(subject: Subject, other: Subject | None, request: Request) -> Show
     observations = observations_of(subject, request.images, request.samples, side)
     series = restorer_series(subject, observations, other)
     about = (
-        f"Measured on {len(observations)} pictures that it was not trained on ({describe(subject.degradation)}; their "
-        f"central {side} x {side} pixels), beside {subject.start}."
+        f"Measured on {len(observations)} pictures of {_place(subject, request)} ({describe(subject.degradation)}; "
+        f"their central {side} x {side} pixels), beside {subject.start}."
     )
     if is_graph_network(subject.model):
         figures = graph_figures(subject, other, series, observations, request.show)

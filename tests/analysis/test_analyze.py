@@ -138,7 +138,8 @@ def test_a_report_of_crate_is_whole(report):
     check_files(output, result)
     assert {"attention", "pca", "maskcut", "foreground_iou", "sparsity", "compared_attention"} <= set(result["figures"])
     assert result["last_layer"]["rc_output"]["layer"] == [2]
-    assert "Traceback" not in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "Measured on 3 pictures of" in page and "beside initialisation, seed 0" in page
 
 
 def test_a_browser_draws_the_report_of_crate(report, tmp_path):
