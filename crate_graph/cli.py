@@ -104,6 +104,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
+    from crate_graph.analysis import commands as analysis
     from crate_graph.checkpoint import commands as checkpoint
     from crate_graph.data import commands as shards
     from crate_graph.doctor import commands as doctor
@@ -120,6 +121,7 @@ def _parser() -> _Parser:
     planning.add_parser(verbs)
     _add_evaluate(verbs)
     restore.add_parser(verbs)
+    analysis.add_parser(verbs)
     _add_export(verbs)
     shards.add_parser(verbs)
     checkpoint.add_parser(verbs)

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What tests of schedulers and of many hosts need beyond Python. Source it and call `install_system_packages`: it asks apt-get where that
-# can be; elsewhere those tests are skipped, and say what they lack.
+# What tests of schedulers, of many hosts and of reports need beyond Python. Source it and call
+# `install_system_packages`: it asks apt-get where that can be; elsewhere those tests are skipped, and say what they lack.
 
 install_system_packages() {
   local program package wanted=()
@@ -12,6 +12,7 @@ munged munge
 ssh openssh-client
 pdsh pdsh
 ip iproute2
+chromium chromium
 PACKAGES
   if [[ ${#wanted[@]} == 0 ]]; then return; fi
   if [[ $(id -u) != 0 ]] || ! type -P apt-get >/dev/null; then

@@ -1,1 +1,1 @@
-"""What the white box shows, in numbers, layer by layer; see `crate_graph.analysis.layers` for what there is."""
+"""What the white box shows, layer by layer: `layers` measures it, `run` draws the report of `crate-graph analyze`."""

@@ -18,6 +18,7 @@ VERBS = {
     "plan": ["plan"],
     "evaluate": ["evaluate"],
     "restore": ["restore"],
+    "analyze": ["analyze"],
     "export": ["export"],
     "bench": ["bench"],
     "doctor": ["doctor"],
@@ -79,7 +80,7 @@ def test_help_names_every_verb(capsys):
     text = capsys.readouterr().out
     assert all(
         f"\n    {verb}" in text
-        for verb in ("train", "plan", "evaluate", "restore", "export", "shards", "checkpoint", "bench", "doctor")
+        for verb in ("train", "plan", "evaluate", "restore", "analyze", "export", "shards", "checkpoint", "bench", "doctor")
     )
 
 

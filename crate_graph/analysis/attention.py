@@ -1,0 +1,108 @@
+"""Attention maps of each head, and the principal components of the tokens as colours (arXiv 2308.16271)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crate_graph.analysis.figures import WIDTH, Figure, sheet, show
+from crate_graph.analysis.tokens import Heads
+
+_PAPER = "arXiv 2308.16271"
+
+
+def attention_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str) -> Figure:
+    """A row for each picture, a map for each head. seen: (H, W, C) each."""
+    maps = heads.attention()  # (B, K, h, w)
+    count = maps.shape[1]
+    columns = min(count, 8) + 1
+    lines = -(-count // (columns - 1))
+    rows = []
+    height = (WIDTH / columns + 0.22) * lines * len(seen)
+    with sheet(lines * len(seen), columns, height=height, format="png") as made:
+        for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
+            block = made.axes[number * lines : (number + 1) * lines]
+            show(block[0, 0], picture, key[:14])
+            for head in range(count):
+                axes = block[head // (columns - 1), 1 + head % (columns - 1)]
+                weights = maps[number, head].numpy()
+                show(axes, weights, f"head {head + 1}", cmap="magma", vmin=0, vmax=weights.max())
+                rows += [(key, head + 1, y, x, float(w)) for (y, x), w in np.ndenumerate(weights)]
+    return Figure(
+        "attention",
+        f"Attention: where each head looks, {where}",
+        "For each picture and each head: how strongly the token that decides the class attends to every patch, from "
+        "dark to bright. In a network that has learned well, heads single out the object and its parts.",
+        f"{_PAPER}: softmax over the patches of <U_k'z_i, U_k'z_cls>; query and key of a ViT",
+        made.bytes,
+        "png",
+        ("picture", "head", "patch row", "patch column", "weight"),
+        rows,
+    )
+
+
+def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str) -> Figure:
+    """Picture, first component, and three components of the foreground as RGB, a column for each picture."""
+    first, colours = principal_colours(heads.features(), heads.grid)
+    rows = []
+    columns = max(len(seen), 2)
+    with sheet(
+        3, columns, height=3 * (WIDTH / max(columns, 4) + 0.25), width=WIDTH * columns / max(columns, 4), format="png"
+    ) as made:
+        for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
+            show(made.axes[0, number], picture, key[:20])
+            show(made.axes[1, number], first[number], "first component" if number == 0 else "", cmap="cividis")
+            show(made.axes[2, number], colours[number], "components in front" if number == 0 else "")
+            for (y, x), value in np.ndenumerate(first[number]):
+                rows.append((key, y, x, float(value), *map(float, colours[number, y, x])))
+    return Figure(
+        "pca",
+        f"Principal components of the tokens as colours, {where}",
+        "Patches that the network holds to be alike have like colours, in all pictures together; what the first "
+        "component sets apart as background is black. Pictures of one class show best whether a part keeps its colour.",
+        f"{_PAPER}: PCA of the coordinates U_k'z, first component cut at 1/2, then PCA of what is left",
+        made.bytes,
+        "png",
+        ("picture", "patch row", "patch column", "first component", "red", "green", "blue"),
+        rows,
+    )
+
+
+def principal_colours(features: Tensor, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The first principal component, scaled to [0, 1], and three components of what it puts in front, black elsewhere.
+
+    Which end of the first component is in front is told by the border of the pictures: it is mostly background.
+
+    features (B, h w, D) -> (B, h, w) and (B, h, w, 3).
+    """
+    pictures = len(features)
+    tokens = features.flatten(0, 1).double()  # (B h w, D)
+    first = _scaled(_components(tokens, 1))[:, 0]  # (B h w,)
+    border = torch.ones(grid, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    on_border = border.flatten().repeat(pictures)
+    if not on_border.all() and first[on_border].mean() > first[~on_border].mean():
+        first = 1 - first
+    front = first > 0.5
+    if front.sum() < 4:
+        front = torch.ones_like(front)
+    colours = torch.zeros(len(tokens), 3, dtype=torch.float64)
+    found = _scaled(_components(tokens[front], 3))
+    colours[front, : found.shape[1]] = found
+    return first.reshape(pictures, *grid).numpy(), colours.reshape(pictures, *grid, 3).numpy()
+
+
+def _components(tokens: Tensor, count: int) -> Tensor:
+    """Coordinates along the first principal directions, each turned so that its largest entry is positive."""
+    centred = tokens - tokens.mean(dim=0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    found = u[:, :count] * s[:count]  # (N, count)
+    largest = found.gather(0, found.abs().argmax(dim=0, keepdim=True))
+    return found * largest.sign()
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Each column to [0, 1]."""
+    low, high = values.amin(dim=0), values.amax(dim=0)
+    return (values - low) / (high - low).clamp(min=1e-12)

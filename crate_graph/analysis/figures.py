@@ -1,0 +1,102 @@
+"""A figure of the report, and how it is drawn: matplotlib without pyplot, so that nothing global changes.
+
+matplotlib comes with the extra `analysis`; it is imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from crate_graph.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TRAINED, INITIAL, OTHER = "#0b6e4f", "#8a8f98", "#b5651d"
+WIDTH = 10.0  # inches of a sheet
+_DPI = 110  # of what is drawn as PNG
+_STYLE = {
+    "svg.hashsalt": "crate-graph",  # the same figure is the same bytes
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5f6368",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8eaed",
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: a drawing, what it shows, and the numbers behind it."""
+
+    name: str  # of its files
+    title: str
+    says: str  # two plain sentences
+    source: str  # where the measure is from
+    image: bytes
+    format: Literal["svg", "png"]
+    columns: Sequence[str]  # of the CSV
+    rows: Sequence[Sequence[Any]]
+
+
+def check_drawing() -> None:
+    """Raise a UserError that names the extra where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "analyze draws with matplotlib, which is not installed; pip install 'crate-graph[analysis]'"
+        ) from None
+
+
+class Sheet:
+    """Axes in rows and columns; `bytes` holds the drawing when the block of `sheet` has ended."""
+
+    def __init__(self, rows: int, columns: int, height: float, width: float, picture: bool):
+        from matplotlib.figure import Figure as Drawing
+
+        self.drawing = Drawing(figsize=(width, height), layout="constrained")
+        self.axes: np.ndarray = self.drawing.subplots(rows, columns, squeeze=False)  # (rows, columns)
+        self.bytes = b""
+        if picture:
+            for axes in self.axes.flat:
+                axes.set_axis_off()
+
+
+@contextmanager
+def sheet(
+    rows: int, columns: int, *, height: float, width: float = WIDTH, format: Literal["svg", "png"] = "svg"
+) -> Iterator[Sheet]:
+    """A sheet of `width` x `height` inches. As SVG for curves; as PNG, without axes, for pictures."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        made = Sheet(rows, columns, height, width, picture=format == "png")
+        yield made
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if format == "svg" else {"Software": None}
+        made.drawing.savefig(buffer, format=format, dpi=_DPI, metadata=metadata)
+        made.bytes = buffer.getvalue()
+
+
+def show(axes: Axes, picture: np.ndarray, title: str = "", **how: Any) -> None:
+    """A picture (H, W, 3), (H, W, 1) or (H, W); grey from 0 to 1 unless `how` says otherwise."""
+    if picture.ndim == 3 and picture.shape[2] == 1:
+        picture = picture[..., 0]
+    if picture.ndim == 2:
+        how = {"cmap": "gray", "vmin": 0, "vmax": 1, **how}
+    axes.imshow(np.clip(picture, 0, 1) if picture.ndim == 3 else picture, **how)
+    axes.set_title(title, fontsize=9, fontweight="normal", loc="left")

@@ -1,0 +1,115 @@
+"""The report: one HTML file that needs nothing else, and beside it each figure with its numbers."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from crate_graph.analysis.figures import Figure
+from crate_graph.errors import UserError
+from crate_graph.export.staging import staged
+
+REPORT, CONTENTS, FIGURES = "report.html", "contents.json", "figures"
+_FORMAT = "crate-graph-report/1"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page says around the figures."""
+
+    title: str
+    about: str
+    facts: dict[str, Any]
+    notes: Sequence[str]
+    figures: Sequence[Figure]
+    command: str
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Raise a UserError unless a report may be written there: nothing is there, or with `force` an earlier report.
+
+    Files that no report of ours wrote are never replaced.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file; choose another --output")
+    written = _contents(output)
+    if written is None:
+        raise UserError(f"{output}: holds other files than a report; choose another --output")
+    if not force:
+        raise UserError(f"{output}: holds a report already; add --force to replace it, or choose another --output")
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
+    if foreign := sorted(found - written):
+        raise UserError(f"{output / foreign[0]}: is no part of the report there; move it, or choose another --output")
+
+
+def write_report(report: Report, output: Path, *, force: bool) -> list[Path]:
+    """All files of the report, which appear at once.
+
+    Raises:
+        UserError: see `check_output`; a folder that cannot be written.
+    """
+    files: dict[str, bytes] = {REPORT: _page(report).encode()}
+    for figure in report.figures:
+        files[f"{FIGURES}/{figure.name}.{figure.format}"] = figure.image
+        files[f"{FIGURES}/{figure.name}.csv"] = _csv(figure).encode()
+    files[CONTENTS] = json.dumps({"format": _FORMAT, "files": sorted([*files, CONTENTS])}, indent=1).encode()
+    with staged(output) as folder:
+        (folder / FIGURES).mkdir(parents=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        check_output(output, force)
+        if output.exists() and any(output.iterdir()):
+            os.rename(output, folder.parent / "replaced")
+    return [output / name for name in files]
+
+
+def _contents(output: Path) -> set[str] | None:
+    """The files of the report that lies there; None where there is no report."""
+    try:
+        contents = json.loads((output / CONTENTS).read_text(encoding="utf-8"))
+        return set(contents["files"]) if contents["format"] == _FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _page(report: Report) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(report=report, drawn=_drawn, folder=FIGURES)
+
+
+def _drawn(figure: Figure) -> Markup:
+    """The drawing as an element of the page."""
+    if figure.format == "png":
+        data = base64.b64encode(figure.image).decode()
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(figure.title, Markup(data))
+    drawing = figure.image.decode()
+    drawing = drawing[drawing.index("<svg") :]  # without the XML declaration
+    return Markup(drawing.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(figure.title)}" ', 1))
+
+
+def _csv(figure: Figure) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(figure.columns)
+    writer.writerows([[_cell(value) for value in row] for row in figure.rows])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.7g}" if isinstance(value, float) else value

@@ -1,0 +1,204 @@
+"""The verb `analyze`: what a trained model's layers do, as a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crate_graph.analysis.attention import attention_figure, pca_figure
+from crate_graph.analysis.curves import curve_figures, series_of
+from crate_graph.analysis.figures import Figure, check_drawing
+from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
+from crate_graph.analysis.layers import has_measures, undefined
+from crate_graph.analysis.measured import Measured
+from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
+from crate_graph.analysis.report import REPORT, Report, check_output, write_report
+from crate_graph.analysis.segmentation import iou_figure, judge, segmentation_figure
+from crate_graph.analysis.subject import Subject, open_subject
+from crate_graph.analysis.tokens import choose_layer, heads_at, resized
+from crate_graph.errors import UserError
+from crate_graph.redaction import redact
+from crate_graph.tasks.build import check_degradation, describe
+
+SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless --size says otherwise
+Shown = tuple[list[Figure], list[Measured], str]  # the last in words: on what it was measured
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked beside the model and the folder; see `crate-graph analyze --help`."""
+
+    images: str | None = None
+    samples: int = 32
+    show: int = 4
+    layer: int | None = None
+    size: int | None = None
+    patch: int | None = None
+    compare: str | None = None
+    force: bool = False
+
+
+def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
+    """Write the report of `name` into the folder `output`; where it is, and the numbers of the last layer.
+
+    Raises:
+        UserError: see `open_subject`, `samples_of` and `check_output`; a request that the model cannot meet.
+    """
+    check_drawing()
+    check_output(output, request.force)
+    subject = open_subject(name)
+    other = None if request.compare is None else _other(subject, request.compare)
+    show = _classifier if subject.task == "classification" else _restorer
+    figures, measured, about = show(subject, other, request)
+    report = Report(
+        title=f"What {subject.architecture} does, layer by layer",
+        about=about,
+        facts={"analysed": redact(name), **subject.facts},
+        notes=[*subject.notes, *_missing(subject, other)],
+        figures=figures,
+        command=redact(_command(name, output, request)),
+    )
+    files = write_report(report, output, force=request.force)
+    return {
+        "report": str(output / REPORT),
+        "model": subject.architecture,
+        "figures": {f.name: [str(path) for path in files if path.stem == f.name] for f in figures},
+        "last_layer": _last_layer(measured),
+    }
+
+
+def _place(subject: Subject, request: Request) -> str:
+    """Where the pictures are from."""
+    if request.images is not None:
+        return redact(request.images)
+    return f"{redact(subject.dataset)}, split {subject.split}"
+
+
+def _missing(subject: Subject, other: Subject | None) -> list[str]:
+    """The measures that one of the models has not, and why."""
+    models = [each for each in (subject, other) if each is not None]
+    return [
+        f"{each.architecture} has no {measures}: {why}."
+        for each in models
+        for measures, why in undefined(each.model).items()
+    ]
+
+
+def _other(subject: Subject, name: str) -> Subject:
+    """What `subject` is compared with."""
+    other = open_subject(name)
+    if other.task != subject.task:
+        raise UserError(f"--compare {name}: is for {other.task}, {subject.name} for {subject.task}; name one of those")
+    if subject.task == "restoration":
+        check_degradation(other.degradation, subject.degradation, f"--compare {name}")
+        if other.color != subject.color or is_graph_network(other.model) != is_graph_network(subject.model):
+            raise UserError(
+                f"--compare {name}: {other.architecture} for {other.color} beside {subject.architecture} for "
+                f"{subject.color} have no measures in common; name a network of the same family and colours"
+            )
+    elif len(other.mean) != len(subject.mean):
+        raise UserError(
+            f"--compare {name}: takes pictures of {len(other.mean)} channels, {subject.name} of {len(subject.mean)}; "
+            f"name one that takes the same pictures"
+        )
+    return other
+
+
+def _classifier(subject: Subject, other: Subject | None, request: Request) -> Shown:
+    models = [each for each in (subject, other) if each is not None]
+    for each in models:
+        if not has_measures(each.model):
+            raise UserError(
+                f"{each.name}: {each.architecture} has no measures; analyze CRATE, a ViT of timm, or a graph network"
+            )
+    layers = [choose_layer(each, request.layer) for each in models]
+    views = [View(each, _side(each, request)) for each in models]
+    for each, view in zip(models, views, strict=True):
+        resized(each, view.config.size)
+    samples = samples_of(subject, request.images, request.samples)
+    series = series_of(subject, samples, other)
+    figures, judged = curve_figures(series), {}
+    for number, (each, layer, view) in enumerate(zip(models, layers, views, strict=True)):
+        drawn, found = _maps(each, layer, view, samples, request.show)
+        if number:
+            drawn = [replace(f, name=f"compared_{f.name}", title=f"To compare: {f.title}") for f in drawn]
+        figures += drawn
+        if found:
+            judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
+    if judged:
+        figures.append(iou_figure(judged, [sample.key for sample in samples]))
+    about = (
+        f"Measured on {len(samples)} pictures of {_place(subject, request)}, after each layer, beside {subject.start}."
+    )
+    return figures, series[0].measured, about
+
+
+def _maps(subject: Subject, layer: int, view: View, samples: list[Sample], count: int):
+    """Figures of the first `count` samples, and what `segmentation.judge` says of all that have a mask."""
+    shown = samples[:count]
+    seen, keys = [view.seen(sample) for sample in shown], [sample.key for sample in shown]
+    heads = heads_at(subject, layer, view.images(shown))
+    where = f"layer {layer} of {len(subject.model.blocks)}"
+    figures = [figure(seen, keys, heads, where) for figure in (attention_figure, pca_figure, segmentation_figure)]
+    masked = {number: view.mask(sample) for number, sample in enumerate(samples) if sample.mask is not None}
+    if not masked:
+        return figures, []
+    heads = heads_at(subject, layer, view.images([samples[number] for number in masked]))
+    numbers = list(masked)
+    judged = judge(heads, dict(enumerate(masked.values())))
+    return figures, [(numbers[place], way, iou) for place, way, iou in judged]
+
+
+def _side(subject: Subject, request: Request) -> int:
+    """Pixels of a picture in maps."""
+    if request.patch is None:
+        return request.size or subject.view.size
+    own = subject.model.patch_embed.patch_size[0]
+    if subject.view.size % request.patch:
+        raise UserError(
+            f"--patch {request.patch}: pictures of {subject.view.size} pixels are not divisible by it; choose a divisor"
+        )
+    return subject.view.size // request.patch * own
+
+
+def _restorer(subject: Subject, other: Subject | None, request: Request) -> Shown:
+    for option in ("layer", "patch"):
+        if (value := getattr(request, option)) is not None:
+            raise UserError(f"--{option} {value}: is for maps of a classifier, {subject.name} restores; leave it out")
+    side = request.size or SIDE
+    observations = observations_of(subject, request.images, request.samples, side)
+    series = restorer_series(subject, observations, other)
+    about = (
+        f"Measured on {len(observations)} pictures of {_place(subject, request)} ({describe(subject.degradation)}; "
+        f"their central {side} x {side} pixels), beside {subject.start}."
+    )
+    if is_graph_network(subject.model):
+        figures = graph_figures(subject, other, series, observations, request.show)
+    else:
+        figures = [comparison(subject, other, observations[: request.show]), *curve_figures(series)]
+    return figures, series[0].measured, about
+
+
+def _last_layer(measured: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
+    """Of each measure the last value: of the last layer, of a graph network's last block and ADMM layer."""
+    depth: dict[str, int] = {}  # a measure may be there for each ADMM layer, and for each CG step
+    for each in measured:
+        depth[each.name] = min(len(each.layer), depth.get(each.name, len(each.layer)))
+    whole = [each for each in measured if len(each.layer) == depth[each.name]]
+    last = {each.name: each for each in sorted(whole, key=lambda m: m.layer)}
+    return {
+        name: {"layer": list(m.layer), "mean": m.mean, "std": m.std, "unit": m.unit, "over": m.over}
+        for name, m in last.items()
+    }
+
+
+def _command(name: str, output: Path, request: Request) -> str:
+    words = ["crate-graph", "analyze", name, "--output", str(output)]
+    standard = Request()
+    for key in ("images", "samples", "show", "layer", "size", "patch", "compare"):
+        if (value := getattr(request, key)) != getattr(standard, key):
+            words += [f"--{key}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,108 @@
+"""What the heads of one layer see in pictures: queries and keys of all tokens, which in CRATE are one and the same."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crate_graph.analysis.layers import as_found
+from crate_graph.analysis.subject import Subject
+from crate_graph.analysis.transformers import coordinates
+from crate_graph.errors import UserError
+from crate_graph.models.crate import CRATE
+
+MOST_TOKENS = 64 * 64  # of a picture: a normalised cut takes their cube
+_BATCH = 8  # pictures at once
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of B pictures of h x w patches, seen by the K heads of one layer, p dimensions each."""
+
+    queries: Tensor  # (B, K, P + h w, p), tokens without a patch first
+    keys: Tensor  # likewise
+    prefix: int  # P
+    grid: tuple[int, int]  # h, w
+    has_class_token: bool
+
+    def attention(self) -> Tensor:
+        """How the class token attends to the patches: softmax over them of <U_k'z_i, U_k'z_cls> / sqrt(p).
+
+        Without a class token it is the mean over what all patches attend to. (B, K, h, w), each map sums to 1.
+        """
+        patches = self.keys[:, :, self.prefix :]  # (B, K, hw, p)
+        asking = self.queries[:, :, :1] if self.has_class_token else self.queries[:, :, self.prefix :]
+        scores = asking @ patches.mT * patches.shape[-1] ** -0.5  # (B, K, 1 or hw, hw)
+        return scores.softmax(dim=-1).mean(dim=2).unflatten(-1, self.grid)
+
+    def features(self) -> Tensor:
+        """The keys of all heads side by side, U_1'z .. U_K'z in CRATE: (B, h w, K p)."""
+        return self.keys[:, :, self.prefix :].transpose(1, 2).flatten(2)
+
+
+def heads_at(subject: Subject, layer: int, images: Tensor) -> Heads:
+    """The heads of a layer, counted from 1, on images (B, C, H, W); position embeddings are resized to their size.
+
+    Raises:
+        UserError: an image that the patches do not tile, or with more than MOST_TOKENS of them.
+    """
+    model = resized(subject, images.shape[-1])
+    block = model.blocks[layer - 1]
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_, __, output: Tensor) -> None:
+        if isinstance(model, CRATE):
+            w = coordinates(output, block.mssa.num_heads)  # (B, K, N, p)
+            kept.append((w, w))
+        else:
+            query, key, _ = (coordinates(part, block.attn.num_heads) for part in output.chunk(3, dim=-1))
+            kept.append((block.attn.q_norm(query), block.attn.k_norm(key)))
+
+    source = block.mssa.subspaces if isinstance(model, CRATE) else block.attn.qkv
+    handle = source.register_forward_hook(keep)
+    try:
+        with as_found(model):
+            for part in images.split(_BATCH):
+                model(part)
+    finally:
+        handle.remove()
+    queries, keys = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    prefix = model.num_prefix_tokens
+    patch = model.patch_embed.patch_size
+    grid = images.shape[-2] // patch[0], images.shape[-1] // patch[1]
+    return Heads(queries, keys, prefix, grid, getattr(model, "cls_token", None) is not None)
+
+
+def resized(subject: Subject, size: int) -> nn.Module:
+    """The model for pictures of `size` x `size` pixels; a copy, unless that is its own size."""
+    patch = subject.model.patch_embed.patch_size
+    if size % patch[0] or size % patch[1]:
+        raise UserError(
+            f"{subject.name}: a picture of {size} pixels is not divisible by patches of {patch[0]} x {patch[1]}; use "
+            f"--size {max(round(size / patch[0]), 1) * patch[0]}"
+        )
+    if size // patch[0] * (size // patch[1]) > MOST_TOKENS:
+        raise UserError(
+            f"{subject.name}: a picture of {size} pixels is {size // patch[0] * (size // patch[1])} patches, and "
+            f"maps are for {MOST_TOKENS} at most; choose a smaller --size"
+        )
+    if size == subject.view.size:
+        return subject.model
+    model = copy.deepcopy(subject.model)
+    model.set_input_size((size, size))
+    return model
+
+
+def choose_layer(subject: Subject, asked: int | None) -> int:
+    """The layer of the maps: as published, the last but one of CRATE and the last of a ViT (arXiv 2308.16271).
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    depth = len(subject.model.blocks)
+    if asked is not None and asked > depth:
+        raise UserError(f"--layer {asked}: {subject.name} has {depth} layers; choose one from 1 to {depth}")
+    return asked or (max(depth - 1, 1) if isinstance(subject.model, CRATE) else depth)
