@@ -46,7 +46,7 @@ def from_flax(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = {}
     for name, array in _flat(arrays):
         name = name.removeprefix("params/")
-        tensor = torch.from_numpy(np.array(array, dtype=np.float32))
+        tensor = torch.as_tensor(np.asarray(array).astype(np.float32))
         layer = re.match(r"Transformer/encoderblock_(\d+)/(.*)", name)
         if layer and layer[2] in _IN_LAYER:
             renamed = f"transformer.layers.{layer[1]}.{_IN_LAYER[layer[2]]}"

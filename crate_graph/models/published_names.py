@@ -113,7 +113,7 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if family is None:
         raise UserError(f"these weights are of no model with published names; those are {', '.join(_NAMES)}")
     renamed = _rename(state_dict, _NAMES[family])
-    if family == "crate_mae":
+    if "decoder_pos_embed" in renamed:
         width = renamed["cls_token"].shape[-1]
         renamed["pos_embed"] = renamed["decoder_pos_embed"].clone()
         renamed["decoder_embed.weight"] = torch.eye(width)

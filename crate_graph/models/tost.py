@@ -122,7 +122,7 @@ class ConvStem(nn.Module):
         self.patch_size = patch_size
         stages = int(math.log2(patch_size[0])) if patch_size[0] > 0 else 0
         if patch_size != (2**stages, 2**stages) or not 1 <= stages <= 4:
-            raise UserError(f"patch_size={patch_size} is not known to ToST, whose stem halves images; use 2, 4, 8 or 16")
+            raise UserError(f"patch_size={patch_size}: ToST's stem halves images up to 4 times; use 2, 4, 8 or 16")
         if embed_dim % 2 ** (stages - 1):
             raise UserError(f"embed_dim={embed_dim} is not a multiple of {2 ** (stages - 1)}, which the stem needs")
         widths = [in_chans, *(embed_dim // 2**k for k in reversed(range(stages)))]

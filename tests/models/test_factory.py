@@ -58,7 +58,7 @@ def test_every_published_size_and_patch_is_registered():
     [("tiny", 11_555_328), ("small", 25_405_824), ("base", 44_638_464), ("large", 154_274_560)],
 )
 def test_published_parameter_counts_of_autoencoders(size, with_what_is_unused):
-    """The published figures, 25.4 and 44.6 M for small and base, count what its code keeps and does not train or use."""
+    """The published figures, 25.4 and 44.6 M for small and base, count what the code keeps without training it."""
     with torch.device("meta"):
         model = crate_graph.create_model(f"crate_mae_{size}_patch16_224")
     width = model.embed_dim

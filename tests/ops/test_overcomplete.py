@@ -23,7 +23,7 @@ def test_fast_path_equals_reference():
 
 
 def test_reference_is_two_proximal_steps_from_zero():
-    """Tokens in columns; each step is the gradient of 1/2 |Z - D A|^2, then the proximal map of lambda |A|_1, A >= 0."""
+    """Tokens in columns; a step is the gradient of 1/2 |Z - D A|^2, then the proximal map of lambda |A|_1, A >= 0."""
     x, dictionary, decoder = (tensor.detach() for tensor in _problem(5, dtype=torch.float64))
     eta, lambd, z = 0.3, 0.2, x.T  # (d, N)
     code = torch.zeros(4 * DIM, 5, dtype=torch.float64, requires_grad=True)
