@@ -257,9 +257,7 @@ class Checkpoint(Section):
 class Evaluation(Section):
     every_epochs: Positive = 1
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 256  # samples a process evaluates at once
-    metric: Literal["top1", "top5", "loss", "psnr", "ssim"] = (
-        "top1"  # psnr where nothing is said and there are no classes
-    )
+    metric: Literal["top1", "top5", "loss", "psnr", "ssim"] = "top1"  # without classes: psnr
     use_ema: bool = True  # where an average is kept
 
 

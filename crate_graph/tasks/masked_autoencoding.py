@@ -1,7 +1,7 @@
 """Masked autoencoding: most patches of an image are hidden, and a network completes it (arXiv 2111.06377, 2404.02446).
 
-The loss is the squared error over the hidden patches. To judge, the same on held-back images, and the PSNR of the hidden
-pixels beside that of the plainest guess: the mean of the image's visible pixels.
+The loss is the squared error over the hidden patches. To judge, the same on held-back images, and the PSNR of the
+hidden pixels beside that of the plainest guess: the mean of the image's visible pixels.
 """
 
 from __future__ import annotations
