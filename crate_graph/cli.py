@@ -201,6 +201,8 @@ def _say_what_next(run_dir: str, recipe: Recipe) -> None:
         trial = ["YOUR_PHOTO.png", *words_to_try(recipe.data.degradation), "--compare", "--output", "restored"]
         commands += [["crate-graph", "restore", run_dir, *trial]]
         commands += [["crate-graph", "export", run_dir, "--format", "safetensors", "--output", f"{name}.safetensors"]]
+    elif recipe.task.kind == "masked_autoencoding":
+        commands[0] += ["--pictures", f"{name}.png"]
     else:
         commands += [["crate-graph", "export", run_dir, "--format", "timm", "--output", f"exported/{name}"]]
     commands += [["tensorboard", "--logdir", f"{run_dir}/tensorboard"]]
@@ -236,13 +238,19 @@ def _add_evaluate(verbs) -> None:
     evaluate.add_argument(
         "--tile", type=int, metavar="N", help="restore pictures that do not fit in memory in tiles of N x N pixels"
     )
+    evaluate.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FILE.png",
+        help="of a masked autoencoder: write what it sees of the first images, its completions and the originals",
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from crate_graph.evaluation.run import evaluate
 
-    return _report(evaluate(args.subject, args.data, args.overrides, args.tile), args.json)
+    return _report(evaluate(args.subject, args.data, args.overrides, args.tile, args.pictures), args.json)
 
 
 def _add_export(verbs) -> None:

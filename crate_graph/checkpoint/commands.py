@@ -45,14 +45,14 @@ def add_parser(verbs: Any) -> None:
     prune.add_argument(
         "--metric",
         choices=("top1", "top5", "loss", "psnr", "ssim"),
-        help="what best means: top1, top5, loss, psnr or ssim (top1; for restoration psnr)",
+        help="what best means: top1, top5, loss, psnr or ssim (top1; for restoration and masked autoencoding psnr)",
     )
     prune.set_defaults(run_command=_prune, run=_run)
 
     convert = _command(
         commands,
         "convert",
-        "write the weights of a CRATE checkpoint under the published names, or read published weights",
+        "write the weights of a checkpoint of CRATE or a relative under the published names, or read published weights",
         "crate-graph checkpoint convert runs/tiny published.safetensors --to published",
     )
     convert.add_argument("source", metavar="CHECKPOINT|FILE")
@@ -105,7 +105,7 @@ def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.keep_last < 1 or args.keep_best < 0:
         raise UserError("--keep-last must be 1 or more and --keep-best 0 or more; a run needs its newest checkpoint")
     newest = _entries(args.run_dir)[-1]
-    usual = "psnr" if task_of(newest.manifest)["kind"] == "restoration" else "top1"
+    usual = "top1" if task_of(newest.manifest)["kind"] == "classification" else "psnr"
     retention = Retention(keep_last=args.keep_last, keep_best=args.keep_best)
     deleted = CheckpointStore(args.run_dir / "checkpoints").prune(retention, args.metric or usual)
     return [{"checkpoint": str(path), "state": "deleted"} for path in deleted]

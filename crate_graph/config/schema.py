@@ -26,9 +26,11 @@ class Section(BaseModel):
 class Task(Section):
     """What is learned: the loss and the metrics."""
 
-    kind: Literal["classification", "restoration"] = "classification"
+    kind: Literal["classification", "restoration", "masked_autoencoding"] = "classification"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # only for classification
     loss: Literal["charbonnier", "l1", "huber", "mse"] = "charbonnier"  # only for restoration
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75  # share of hidden patches; only for masked_autoencoding
+    normalize_patches: bool = False  # learn each patch less its mean, over its deviation; likewise
 
 
 class Model(Section):
@@ -255,7 +257,7 @@ class Checkpoint(Section):
 class Evaluation(Section):
     every_epochs: Positive = 1
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 256  # samples a process evaluates at once
-    metric: Literal["top1", "top5", "loss", "psnr", "ssim"] = "top1"  # restoration: psnr where nothing is said
+    metric: Literal["top1", "top5", "loss", "psnr", "ssim"] = "top1"  # without classes: psnr
     use_ema: bool = True  # where an average is kept
 
 
@@ -297,12 +299,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_task(self):
-        if self.task.kind == "restoration":
-            if "metric" not in self.evaluation.model_fields_set:
-                self.__dict__["evaluation"] = self.evaluation.model_copy(update={"metric": "psnr"})
-            _check_restoration(self.task, self.data, self.evaluation)
-        else:
-            _check_classification(self.task, self.data, self.evaluation)
+        if self.task.kind != "classification" and "metric" not in self.evaluation.model_fields_set:
+            self.__dict__["evaluation"] = self.evaluation.model_copy(update={"metric": "psnr"})
+        check = {
+            "classification": _check_classification,
+            "restoration": _check_restoration,
+            "masked_autoencoding": _check_masked_autoencoding,
+        }[self.task.kind]
+        check(self.task, self.data, self.evaluation)
         return self
 
     @model_validator(mode="after")
@@ -343,10 +347,41 @@ def _check_restoration(task: Task, data: Data, evaluation: Evaluation) -> None:
         raise ValueError("task.label_smoothing is for classification; leave it out")
     if evaluation.metric in ("top1", "top5"):
         raise ValueError(f"evaluation.metric={evaluation.metric} is for classification; choose psnr, ssim or loss")
+    _check_no_masks(task)
 
 
 def _check_classification(task: Task, data: Data, evaluation: Evaluation) -> None:
-    """Raises ValueError for what only restoration uses."""
+    """Raises ValueError for what only other tasks use."""
+    _check_no_restoration(task, data)
+    _check_no_masks(task)
+    if evaluation.metric in ("psnr", "ssim"):
+        raise ValueError(f"evaluation.metric={evaluation.metric} is for restoration; choose top1, top5 or loss")
+
+
+def _check_masked_autoencoding(task: Task, data: Data, evaluation: Evaluation) -> None:
+    """Raises ValueError for what masked autoencoding does not use."""
+    _check_no_restoration(task, data)
+    view = data.train_transform
+    for key, value in (
+        ("task.label_smoothing", task.label_smoothing),
+        ("data.train_transform.mixup", view.mixup),
+        ("data.train_transform.cutmix", view.cutmix),
+    ):
+        if value:
+            raise ValueError(f"{key} is for classification; masked autoencoding has no labels; leave it out")
+    if evaluation.metric not in ("psnr", "loss"):
+        raise ValueError(f"evaluation.metric={evaluation.metric} is for other tasks; choose psnr or loss")
+
+
+def _check_no_masks(task: Task) -> None:
+    if task.mask_ratio != 0.75 or task.normalize_patches:
+        raise ValueError(
+            "task.mask_ratio and task.normalize_patches are for masked autoencoding; set "
+            "task.kind=masked_autoencoding, or leave them out"
+        )
+
+
+def _check_no_restoration(task: Task, data: Data) -> None:
     for key, value, default in (
         ("data.degradation", data.degradation, None),
         ("data.patch", data.patch, 64),
@@ -355,5 +390,3 @@ def _check_classification(task: Task, data: Data, evaluation: Evaluation) -> Non
     ):
         if value != default:
             raise ValueError(f"{key} is for restoration; set task.kind=restoration, or leave it out")
-    if evaluation.metric in ("psnr", "ssim"):
-        raise ValueError(f"evaluation.metric={evaluation.metric} is for restoration; choose top1, top5 or loss")

@@ -15,7 +15,7 @@ class Batch:
     """A rank's share of one global batch, n = global_batch / world samples; after `split`, a part of that."""
 
     images: torch.Tensor  # (n, C, H, W) float32, normalised; restoration: see `degrade.pack`; zeros where padded
-    targets: torch.Tensor  # (n,) int64, or (n, classes) float32 where mixed; restoration: (n, C, H, W) in [0, 1]
+    targets: torch.Tensor  # (n,) int64, or (n, classes) float32 where mixed; restoration: (n, C, H, W); see `KeyedView`
     weights: torch.Tensor  # (n,) float32: 1, or 0 for padding and for a damaged evaluation sample
     samples: torch.Tensor  # (n,) int64 sample numbers of the split, -1 where padded
     damaged: list[DamagedSample] = field(default_factory=list)  # (shard, key, reason) of each damaged sample met

@@ -31,7 +31,7 @@ INLINE = 1 << 20  # bytes; 15 % faster per batch at 200 kB than shared memory
 
 
 class Transform(Protocol):
-    """What the model sees of a sample, and what it is compared with: `TrainView`, `EvalView`, `PatchView`."""
+    """What the model sees of a sample, and its target: `TrainView`, `EvalView`, `PatchView`, `KeyedView`."""
 
     shape: tuple[int, int, int]  # (H, W, C) of a view
     mixes: bool  # whether samples of a slot are mixed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.config.schema import EngineConfig
 from crate_graph.engine.base import Engine, OptimizerFactory
+from crate_graph.engine.batch_norm import share_batch_norms
 from crate_graph.engine.objective import Objective
 
 
@@ -18,6 +19,8 @@ def build_engine(
     accumulation: int,
 ) -> Engine:
     """The engine that the recipe names. Imports are local: DeepSpeed takes seconds to import."""
+    if ranks.world > 1:
+        share_batch_norms(objective.model)
     if config.name == "deepspeed":
         from crate_graph.engine.deepspeed import DeepSpeedEngine
 

@@ -22,6 +22,8 @@ class Task(Protocol):
 
     def pictures(self, images: Tensor) -> Tensor: ...
 
+    def take_gallery(self) -> Tensor | None: ...
+
 
 class Objective(nn.Module):
     """Weights stay in fp32; the forward pass runs in the recipe's precision under autocast."""

@@ -8,6 +8,7 @@ from crate_graph.cluster.ranks import Ranks
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader, open_dataset
 from crate_graph.data.augment import build_eval_transform
+from crate_graph.data.keyed import KeyedView
 from crate_graph.data.photographs import WholeImages, open_pictures
 from crate_graph.data.remote.cache import ShardCache
 
@@ -19,7 +20,8 @@ def build_eval_loader(
     steps.
 
     `dataset` is what `data.dataset` names, where it is open already; `mean` and `std` are those that the model was
-    trained with. Restoration reads whole pictures, of a data set or of a plain folder, and uses none of the three.
+    trained with. Restoration reads whole pictures, of a data set or of a plain folder, and uses none of the three. What
+    is random of a sample (a mask) is the same in every evaluation, whatever the recipe's seed.
 
     Raises:
         UserError: no such data, or no such split.
@@ -30,12 +32,13 @@ def build_eval_loader(
     dataset = dataset or open_dataset(data.dataset, data.root, ShardCache(data.cache, data.remote))
     readers = max(data.workers, 1)
     per_reader = -(-recipe.evaluation.batch_size // readers)
+    view = build_eval_transform(
+        data.eval_transform, mean=mean, std=std, channels=dataset.channels, num_classes=dataset.num_classes
+    )
     return PlannedLoader(
         data.eval_split,
         dataset=dataset,
-        transform=build_eval_transform(
-            data.eval_transform, mean=mean, std=std, channels=dataset.channels, num_classes=dataset.num_classes
-        ),
+        transform=KeyedView(view) if recipe.task.kind == "masked_autoencoding" else view,
         slots=ranks.world * readers,
         global_batch=ranks.world * readers * per_reader,
         shuffle=False,

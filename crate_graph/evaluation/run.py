@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
+from crate_graph.evaluation.gallery import write_gallery
 from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.evaluation.split import evaluate_split
 from crate_graph.evaluation.subjects import Subject, open_subject
@@ -24,7 +26,9 @@ from crate_graph.tasks import build_task
 logger = logging.getLogger(__name__)
 
 
-def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | None = None) -> dict[str, Any]:
+def evaluate(
+    name: str, data: str, overrides: Sequence[str] = (), tile: int | None = None, pictures: Path | None = None
+) -> dict[str, Any]:
     """Metrics of `name` on `data`, in the precision and with the view that its recipe evaluates with.
 
     Args:
@@ -32,6 +36,7 @@ def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | No
         data: a data set; for restoration a folder of pictures, too.
         overrides: settings of the recipe to change (`data.eval_split=train`, `data.degradation.sigma=10`).
         tile: side of the tiles in which a picture is restored; None restores it whole.
+        pictures: a PNG file to write: of the first images what a masked autoencoder sees, its completion, the original.
 
     Raises:
         UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model.
@@ -40,25 +45,29 @@ def evaluate(name: str, data: str, overrides: Sequence[str] = (), tile: int | No
     with process_group(ranks):  # first, since opening may take one host longer than another
         with agree(ranks):
             subject = open_subject(name, data, overrides)
-        return _judge(subject, tile, ranks)
+        return _judge(subject, tile, pictures, ranks)
 
 
-def judge(subject: Subject, tile: int | None = None) -> dict[str, Any]:
+def judge(subject: Subject, tile: int | None = None, pictures: Path | None = None) -> dict[str, Any]:
     """Metrics of `subject`, after what it is and what it was judged on."""
     ranks = discover()
     with process_group(ranks):
-        return _judge(subject, tile, ranks)
+        return _judge(subject, tile, pictures, ranks)
 
 
-def _judge(subject: Subject, tile: int | None, ranks: Ranks) -> dict[str, Any]:
+def _judge(subject: Subject, tile: int | None, pictures: Path | None, ranks: Ranks) -> dict[str, Any]:
     recipe, model = subject.recipe, subject.model
     if tile is not None:
         if recipe.task.kind != "restoration":
             raise UserError(f"--tile {tile}: only pictures that are restored can be cut into tiles; leave it out")
         model = Tiled(model, tile)
+    if pictures is not None and recipe.task.kind != "masked_autoencoding":
+        raise UserError(f"--pictures {pictures}: only what a masked autoencoder completes can be shown; leave it out")
     if ranks.is_main and (slow := slow_precision(recipe.precision, ranks.device)) is not None:
         logger.warning(slow)
-    objective = Objective(model, build_task(recipe), recipe.precision).to(ranks.device).eval()
+    objective = (
+        Objective(model, build_task(recipe, subject.mean, subject.std), recipe.precision).to(ranks.device).eval()
+    )
 
     def measure(batch: MicroBatch) -> Tensor:
         with torch.inference_mode():
@@ -70,6 +79,8 @@ def _judge(subject: Subject, tile: int | None, ranks: Ranks) -> dict[str, Any]:
             metrics, damaged = evaluate_split(measure, objective.task, loader, ranks)
         finally:
             loader.close()
+    if pictures is not None and ranks.is_main:
+        write_gallery(pictures, objective.task.take_gallery())
     return {
         **subject.described,
         "dataset": subject.dataset.name if subject.dataset else redact(recipe.data.dataset),

@@ -50,7 +50,7 @@ class Subject:
     model: nn.Module
     recipe: Recipe
     described: dict[str, Any]  # begins the result
-    dataset: Dataset | None = None  # opened, for classification
+    dataset: Dataset | None = None  # opened, but for restoration
     mean: Sequence[float] = ()  # of the data that the model was trained on, likewise
     std: Sequence[float] = ()
 
@@ -141,7 +141,7 @@ def _check_problem(where: str, degradation: Degradation, color: str, recipe: Rec
 
 def _check_classes(data: str, dataset: Dataset, manifest: dict[str, Any]) -> None:
     trained, data = manifest["dataset"], redact(data)
-    if dataset.num_classes != manifest["model"]["num_classes"]:
+    if manifest["model"]["num_classes"] not in (None, dataset.num_classes):
         raise UserError(
             f"{data}: has {dataset.num_classes} classes, the model tells {manifest['model']['num_classes']} apart "
             f"({trained['name']}); choose a data set with the same classes, or fine-tune with model.init_from"

@@ -50,7 +50,13 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
     from crate_graph.export.staging import staged
 
     folder = resolve(checkpoint)
-    if task_of(read_manifest(folder))["kind"] == "restoration":
+    kind = task_of(read_manifest(folder))["kind"]
+    if kind == "masked_autoencoding":
+        raise UserError(
+            f"{folder}: a masked autoencoder, which is no classifier; fine-tune its encoder (model.init_from={folder}) "
+            f"and export that, or write its weights: crate-graph checkpoint convert {folder} OUTPUT --to published"
+        )
+    if kind == "restoration":
         _refuse_for_restoration(folder, format)
         source, formats, compare = read_restorer(folder), RESTORATION_FORMATS, compare_estimates
     else:

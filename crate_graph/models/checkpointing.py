@@ -11,17 +11,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from crate_graph.errors import UserError
-from crate_graph.models.crate import CRATE, CRATEBlock
+from crate_graph.models.crate_mae import CRATEMAE
 from crate_graph.models.factory import architecture
+from crate_graph.models.image_transformer import ImageTransformer
 
 MODES = ("none", "layer", "block", "every_k")
+STACKS = ("blocks", "decoder_blocks")  # attributes that hold layers in a row
+WHITE_BOXES = (ImageTransformer, CRATEMAE)
 
 
 def set_activation_checkpointing(model: nn.Module, mode: str, k: int = 2) -> None:
     """Recompute as `mode` says; gradients stay equal.
 
     none: keep everything. layer: each layer is a recomputed segment (every model for which timm offers it).
-    block: the MSSA half-step and the ISTA step of each layer are (CRATE). every_k: k layers are (CRATE, timm's ViT).
+    block: each of the two steps of a layer is (CRATE and its relatives). every_k: k layers are (those, and timm's ViT).
     Graph networks: block recomputes each block whole, layer the CG solve of each ADMM layer.
 
     Raises UserError, naming the model and its modes, for a mode that the model lacks.
@@ -42,12 +45,13 @@ def set_activation_checkpointing(model: nn.Module, mode: str, k: int = 2) -> Non
             model.set_grad_checkpointing(mode == "layer")
         except AssertionError as error:  # timm gives the method to models that have nothing to recompute, too
             raise UserError(f"{architecture(model)}: {error}; choose 'none'") from error
-    if mode == "every_k" and not isinstance(model.blocks, Segments):
-        model.blocks = Segments(*model.blocks)
+    for name in STACKS if mode == "every_k" else ():
+        if hasattr(model, name) and not isinstance(getattr(model, name), Segments):
+            setattr(model, name, Segments(*getattr(model, name)))
     for module in model.modules():
         if isinstance(module, Segments):
             module.layers_per_segment = k if mode == "every_k" else 0
-        if isinstance(module, CRATEBlock):
+        if hasattr(module, "checkpoint_steps"):
             module.checkpoint_steps = mode == "block"
 
 
@@ -56,8 +60,8 @@ def available_modes(model: nn.Module) -> tuple[str, ...]:
     offered = {
         "none": True,
         "layer": hasattr(model, "set_grad_checkpointing") or _is_graph_network(model),
-        "block": isinstance(model, CRATE) or _is_graph_network(model),
-        "every_k": isinstance(model, (CRATE, VisionTransformer)),  # those run `blocks` as a whole
+        "block": isinstance(model, WHITE_BOXES) or _is_graph_network(model),
+        "every_k": isinstance(model, (*WHITE_BOXES, VisionTransformer)),  # those run their stacks as a whole
     }
     return tuple(mode for mode in MODES if offered[mode])
 

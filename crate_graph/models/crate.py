@@ -6,28 +6,31 @@ takes two steps on the tokens Z:
     Z_half = Z + MSSA(LN(Z))        compress the tokens against K learned subspaces     (CRATEBlock.compress)
     Z_next = ISTA(LN(Z_half))       one proximal step towards a sparse code             (CRATEBlock.sparsify)
 
-The interface is that of timm's VisionTransformer. Sizes: `crate_graph.models.sizes`; published weights:
-`crate_graph.models.published`.
+The interface is that of timm's VisionTransformer: `crate_graph.models.image_transformer`. Sizes:
+`crate_graph.models.sizes`; published weights: `crate_graph.models.published`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, global_pool_nlc, resample_abs_pos_embed, to_2tuple
-from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
+from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from crate_graph.errors import UserError
+from crate_graph.models.image_transformer import (
+    ConvPatchEmbed,
+    ImageTransformer,
+    check_choice,
+    check_sizes,
+    checkpoint_filter_fn,
+    in_steps,
+)
 from crate_graph.ops.ista import ACTIVATIONS, ista
 from crate_graph.ops.mssa import mssa
 
-POOLS = ("token", "avg", "")
+__all__ = ["CRATE", "CRATEBlock", "ISTA", "MSSA", "PatchEmbed", "checkpoint_filter_fn"]  # timm looks for the last here
+
 RESIDUALS = ("pre_norm", "norm_on_skip")
 
 
@@ -37,11 +40,11 @@ class MSSA(nn.Module):
     The derivation ties `proj` to the bases; the published model learns it apart, with a bias, and so does this one.
     """
 
-    def __init__(self, dim: int, num_heads: int, **dd: Any):
+    def __init__(self, dim: int, num_heads: int, bias: bool = True, **dd: Any):
         super().__init__()
         self.num_heads = num_heads
         self.subspaces = nn.Linear(dim, dim, bias=False, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj = nn.Linear(dim, dim, bias=bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.subspaces(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, K, N, p)
@@ -100,10 +103,7 @@ class CRATEBlock(nn.Module):
         return self.ista(self.norm2(z))  # (B, N, D)
 
     def forward(self, z: Tensor) -> Tensor:
-        if self.checkpoint_steps:
-            z = checkpoint(self.compress, z, use_reentrant=False)
-            return checkpoint(self.sparsify, z, use_reentrant=False)
-        return self.sparsify(self.compress(z))
+        return in_steps(z, self.compress, self.sparsify, recompute=self.checkpoint_steps)
 
 
 class PatchEmbed(nn.Module):
@@ -124,13 +124,17 @@ class PatchEmbed(nn.Module):
         return self.norm_out(self.proj(self.norm_in(x.flatten(3).flatten(1, 2))))  # (B, N, D)
 
 
-class CRATE(nn.Module):
+PATCH_EMBEDS = {"linear": PatchEmbed, "conv": ConvPatchEmbed}
+
+
+class CRATE(ImageTransformer):
     """White-box transformer for images (B, C, H, W) -> logits (B, num_classes).
 
     Args beyond those of timm's VisionTransformer:
         eta, lambd: step size and sparsity weight of ISTA.
         activation: "relu" (published) or "soft_threshold" (the "crate-sth" variant of arXiv 2308.16271).
         residual: "pre_norm" (published code) or "norm_on_skip" (that paper's algorithm); see `CRATEBlock.compress`.
+        patch_embed: "linear" (published: LayerNorm, Linear, LayerNorm) or "conv", as the encoder of CRATE-MAE has it.
         pool_include_prefix: average the class token too where global_pool is "avg", as published.
 
     Raises UserError for an image, patch or head size that does not divide.
@@ -150,6 +154,7 @@ class CRATE(nn.Module):
         lambd: float = 0.1,
         activation: str = "relu",
         residual: str = "pre_norm",
+        patch_embed: str = "linear",
         pool_include_prefix: bool = True,
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
@@ -157,203 +162,24 @@ class CRATE(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
         dd = {"device": device, "dtype": dtype}
-        _check_choice("global_pool", global_pool, POOLS)
-        _check_choice("activation", activation, ACTIVATIONS)
-        _check_choice("residual", residual, RESIDUALS)
-        for name, value in {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}.items():
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}={value!r} must be a whole number of 1 or more")
-        if min(to_2tuple(patch_size)) < 1:
-            raise UserError(f"patch_size={patch_size!r} must be 1 or more")
-        if embed_dim % num_heads:
-            raise UserError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of the two")
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = global_pool
-        self.pool_include_prefix = pool_include_prefix
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
-        self.dynamic_img_size = dynamic_img_size
-        self.grad_checkpointing = False
-
-        self.img_size = to_2tuple(img_size)
-        self.patch_embed = PatchEmbed(to_2tuple(patch_size), in_chans, embed_dim, **dd)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim, **dd))
-        num_tokens = self.num_prefix_tokens + math.prod(self.grid_size(*self.img_size))
-        self.pos_embed = nn.Parameter(torch.randn(1, num_tokens, embed_dim, **dd))
-
-        self.blocks = nn.Sequential(
-            *(
-                CRATEBlock(
-                    embed_dim,
-                    num_heads,
-                    eta=eta,
-                    lambd=lambd,
-                    activation=activation,
-                    residual=residual,
-                    drop_path=drop_path_rate * i / max(depth - 1, 1),
-                    **dd,
-                )
-                for i in range(depth)
-            )
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("residual", residual, RESIDUALS)
+        check_choice("patch_embed", patch_embed, tuple(PATCH_EMBEDS))
+        check_sizes(patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        ista_step = {"eta": eta, "lambd": lambd, "activation": activation}
+        super().__init__(
+            PATCH_EMBEDS[patch_embed](to_2tuple(patch_size), in_chans, embed_dim, **dd),
+            lambda rate: CRATEBlock(embed_dim, num_heads, **ista_step, residual=residual, drop_path=rate, **dd),
+            depth=depth,
+            embed_dim=embed_dim,
+            img_size=img_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            pool_include_prefix=pool_include_prefix,
+            dynamic_img_size=dynamic_img_size,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            dd=dd,
         )
-        reduction = max(self.patch_embed.patch_size)
-        self.feature_info = [
-            {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": reduction} for i in range(depth)
-        ]
-
-        self.fc_norm = nn.LayerNorm(embed_dim, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes else nn.Identity()
-
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Patches down and across an image of height x width pixels. Raises UserError if patches do not tile it."""
-        p, q = self.patch_embed.patch_size
-        if height % p or width % q:
-            near = f"{max(round(height / p), 1) * p}x{max(round(width / q), 1) * q}"
-            raise UserError(f"an image of {height}x{width} pixels is not divisible by patches of {p}x{q}; use {near}")
-        return height // p, width // q
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> class token and patch tokens with positions (B, 1 + N, D)."""
-        x = self._check_size(x)
-        pos_embed = self.pos_embed  # (1, 1 + N, D)
-        if self.dynamic_img_size:
-            pos_embed = resample_abs_pos_embed(pos_embed, self.grid_size(*x.shape[-2:]), self.grid_size(*self.img_size))
-        x = self.patch_embed(x)  # (B, N, D)
-        return torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + pos_embed  # (B, 1 + N, D)
-
-    def _check_size(self, x: Tensor) -> Tensor:
-        channels, *size = x.shape[1:]
-        if channels != self.in_chans:
-            raise UserError(f"the model takes {self.in_chans} channels and the image has {channels}; set in_chans")
-        if self.dynamic_img_size or tuple(size) == self.img_size:
-            return x
-        made, given = ("x".join(map(str, s)) for s in (self.img_size, size))
-        raise UserError(
-            f"the model is made for images of {made} pixels and was given {given}; "
-            f"create it with img_size or dynamic_img_size=True, or call set_input_size"
-        )
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> sparse codes of the last layer (B, 1 + N, D), class token first."""
-        x = self.embed(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x, use_reentrant=False)
-        return self.blocks(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, 1 + N, D) -> logits (B, num_classes), or the pooled features (B, D) with pre_logits."""
-        x = global_pool_nlc(x, self.global_pool, self.num_prefix_tokens, self.pool_include_prefix)  # (B, D)
-        x = self.head_drop(self.fc_norm(x))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """Outputs of chosen layers, as timm's VisionTransformer gives them.
-
-        Args:
-            indices: the last n layers, these layers, or all (None).
-            return_prefix_tokens: give pairs (patch tokens, class token (B, 1, D)).
-            norm: pass the tokens through the head's LayerNorm.
-            stop_early: do not run the layers after the last chosen one.
-            output_fmt: "NCHW" -> (B, D, H/p, W/p), "NLC" -> (B, N, D).
-            intermediates_only: leave out the tokens for `forward_head` (B, 1 + N, D), which come first otherwise.
-        """
-        _check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        wanted, last = feature_take_indices(len(self.blocks), indices)
-        grid = self.grid_size(*x.shape[-2:])
-        x = self.embed(x)
-        found = []
-        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
-            if i in wanted:
-                found.append(self.fc_norm(x) if norm else x)  # (B, 1 + N, D)
-
-        prefix = [y[:, : self.num_prefix_tokens] for y in found]
-        found = [y[:, self.num_prefix_tokens :] for y in found]
-        if output_fmt == "NCHW":
-            found = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in found]
-        if return_prefix_tokens:
-            found = list(zip(found, prefix, strict=True))
-        return found if intermediates_only else (x, found)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what `forward_intermediates(indices=...)` does not need; return the layers as absolute indices."""
-        wanted, last = feature_take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[: last + 1]
-        if prune_norm:
-            self.fc_norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return wanted
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one; num_classes=0 leaves the features."""
-        if global_pool is not None:
-            _check_choice("global_pool", global_pool, POOLS)
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        like = {"device": self.pos_embed.device, "dtype": self.pos_embed.dtype}
-        self.head = nn.Linear(self.embed_dim, num_classes, **like) if num_classes else nn.Identity()
-
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: Any = None) -> None:
-        """Take images of another size from now on: the position embedding is resampled (bicubic)."""
-        if patch_size is not None and to_2tuple(patch_size) != self.patch_embed.patch_size:
-            raise UserError("CRATE's patch size is fixed by its embedding; create the model with patch_size instead")
-        old, self.img_size = self.img_size, to_2tuple(img_size or self.img_size)
-        grid = self.grid_size(*self.img_size)
-        with torch.no_grad():
-            resampled = resample_abs_pos_embed(self.pos_embed, grid, self.grid_size(*old))
-        self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer in the backward pass; more modes: `crate_graph.models.checkpointing`."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        return {"pos_embed", "cls_token"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^fc_norm", (99999,))],
-        }
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is not known to CRATE; choose from {', '.join(map(repr, choices))}")
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: CRATE) -> dict[str, Tensor]:
-    """Fit weights of another image size to `model`: the position embedding, of a square image, is resampled."""
-    source, target = state_dict.get("pos_embed"), model.pos_embed
-    if source is None or source.shape[1] == target.shape[1]:
-        return state_dict
-    side = math.isqrt(source.shape[1] - model.num_prefix_tokens)
-    if side * side != source.shape[1] - model.num_prefix_tokens:
-        raise UserError(
-            f"the position embedding has {source.shape[1] - model.num_prefix_tokens} patches, which is no square; "
-            f"load it at its own img_size, then call set_input_size"
-        )
-    return {**state_dict, "pos_embed": resample_abs_pos_embed(source, model.grid_size(*model.img_size), (side, side))}

@@ -1,87 +1,110 @@
-"""Published weights: their parameter names, and models built from them."""
+"""Published weights: models built from them. Their names: `crate_graph.models.published_names`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from crate_graph.errors import UserError
+from crate_graph.models.crate import CRATE
+from crate_graph.models.crate_alpha import CRATEAlpha
 from crate_graph.models.factory import create_model
-from crate_graph.models.sizes import VARIANTS
+from crate_graph.models.published_flax import from_flax, is_flax
+from crate_graph.models.published_names import bare_names, from_published, to_published
+from crate_graph.models.sizes import AUTOENCODERS, VARIANTS, Variants
+from crate_graph.models.tost import ToST
 
-_CRATE_NAMES = {
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embedding",
-    "patch_embed.norm_in.weight": "to_patch_embedding.1.weight",
-    "patch_embed.norm_in.bias": "to_patch_embedding.1.bias",
-    "patch_embed.proj.weight": "to_patch_embedding.2.weight",
-    "patch_embed.proj.bias": "to_patch_embedding.2.bias",
-    "patch_embed.norm_out.weight": "to_patch_embedding.3.weight",
-    "patch_embed.norm_out.bias": "to_patch_embedding.3.bias",
-    "blocks.#.norm1.weight": "transformer.layers.#.0.norm.weight",
-    "blocks.#.norm1.bias": "transformer.layers.#.0.norm.bias",
-    "blocks.#.mssa.subspaces.weight": "transformer.layers.#.0.fn.qkv.weight",
-    "blocks.#.mssa.proj.weight": "transformer.layers.#.0.fn.to_out.0.weight",
-    "blocks.#.mssa.proj.bias": "transformer.layers.#.0.fn.to_out.0.bias",
-    "blocks.#.norm2.weight": "transformer.layers.#.1.norm.weight",
-    "blocks.#.norm2.bias": "transformer.layers.#.1.norm.bias",
-    "blocks.#.ista.dictionary": "transformer.layers.#.1.fn.weight",
-    "fc_norm.weight": "mlp_head.0.weight",
-    "fc_norm.bias": "mlp_head.0.bias",
-    "head.weight": "mlp_head.1.weight",
-    "head.bias": "mlp_head.1.bias",
-}
-_LAYER = re.compile(r"^(blocks|transformer\.layers)\.(\d+)\.")
+Config = Mapping[str, int | float | bool | str]
+# LayerNorms that PyTorch's default is left to: the head's in CRATE-alpha's PyTorch code, and those behind CRATE-MAE's
+# encoder and decoder where its class is used without a size's name. Weights were trained with 1e-6 there.
+DEFAULT_NORM_EPS = 1e-5
 
 
-def load_published(family: str, state_dict: Mapping[str, Tensor], **config: int | str) -> nn.Module:
+def load_published(family: str, state_dict: Mapping[str, Any], **config: int | float | bool | str) -> nn.Module:
     """The model of a published state dict, in training mode, with exactly those weights.
 
     Args:
-        family: "crate".
-        state_dict: published names, with or without the prefix "module." of a data-parallel wrapper.
-        config: crate: image_size, patch_size, dim, depth, heads, num_classes; numbers, or strings of them.
+        family: "crate", "crate_alpha", "crate_mae" or "tost".
+        state_dict: published names, with or without the prefix "module." of a data-parallel wrapper. crate_alpha: also
+            the arrays of the JAX code, nested or flat, as flax names and lays them out.
+        config: image_size, patch_size, dim, depth, heads, and num_classes but for crate_mae, which has none;
+            crate_mae: also decoder_depth, and mask_ratio, which is the task's; tost: also eta (LayerScale's first
+            value), qkv_bias, tokens_norm. Numbers and truth values, or strings of them.
 
     Raises UserError for an unknown family, a wrong configuration, a parameter that is missing, unknown or misshaped.
     """
     if family not in _FAMILIES:
         raise UserError(f"no published family is named {family!r}; choose from {', '.join(map(repr, _FAMILIES))}")
-    return _FAMILIES[family](bare_names(state_dict), config)
-
-
-def _load_crate(state_dict: Mapping[str, Tensor], config: Mapping[str, int | str]) -> nn.Module:
-    image_size, patch_size, dim, depth, heads, num_classes = _integers(
-        config, ("image_size", "patch_size", "dim", "depth", "heads", "num_classes")
-    )
-    size = {"embed_dim": dim, "depth": depth, "num_heads": heads, "patch_size": patch_size}
-    name = next((name for name, variant in VARIANTS.items() if variant == size), "crate_tiny_patch16_224")
-    model = create_model(name, **size, img_size=image_size, num_classes=num_classes)
-    expected = to_published(model.state_dict())
-    misfits = compare(state_dict, expected)
+    flax = family == "crate_alpha" and is_flax(state_dict)
+    state_dict = from_flax(state_dict) if flax else bare_names(state_dict)
+    model = _FAMILIES[family](config)
+    misfits = compare(state_dict, to_published(model.state_dict()))
     if misfits:
-        raise UserError(f"not a published state dict of CRATE with this configuration: {summarize(misfits)}")
+        raise UserError(f"not a published state dict of {family} with this configuration: {summarize(misfits)}")
     model.load_state_dict(from_published(state_dict))
+    if family == "crate_alpha" and not flax:
+        model.fc_norm.eps = DEFAULT_NORM_EPS
     return model
 
 
-_FAMILIES: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, int | str]], nn.Module]] = {"crate": _load_crate}
+_SIZES = {"image_size": int, "patch_size": int, "dim": int, "depth": int, "heads": int}
 
 
-def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CRATE's weights under the published names. Names that have no counterpart stay as they are."""
-    return _rename(state_dict, _CRATE_NAMES)
+def _crate(config: Config) -> nn.Module:
+    values = _read(config, {**_SIZES, "num_classes": int})
+    return _create("crate_tiny_patch16_224", VARIANTS[CRATE], values, num_classes=values["num_classes"])
 
 
-def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_published`, with or without the prefix "module."."""
-    return _rename(bare_names(state_dict), {theirs: ours for ours, theirs in _CRATE_NAMES.items()})
+def _crate_alpha(config: Config) -> nn.Module:
+    values = _read(config, {**_SIZES, "num_classes": int})
+    return _create("crate_alpha_base_patch16_224", VARIANTS[CRATEAlpha], values, num_classes=values["num_classes"])
 
 
-def bare_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that data-parallel and compiled wrappers put before them."""
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state_dict.items()}
+def _crate_mae(config: Config) -> nn.Module:
+    values = _read(config, {**_SIZES, "decoder_depth": int}, {"mask_ratio": float, "num_classes": int})
+    eps = {} if _published_name(AUTOENCODERS, values) else {"norm_eps": DEFAULT_NORM_EPS}
+    decoder_depth = values["decoder_depth"]
+    return _create("crate_mae_tiny_patch16_224", AUTOENCODERS, values, decoder_depth=decoder_depth, **eps)
+
+
+def _tost(config: Config) -> nn.Module:
+    values = _read(config, {**_SIZES, "num_classes": int}, {"eta": float, "qkv_bias": _truth, "tokens_norm": _truth})
+    if not values.get("tokens_norm", True):
+        raise UserError("tokens_norm=False: the class attention here norms all tokens, as every published size does")
+    return _create(
+        "tost_tiny_patch16_224",
+        VARIANTS[ToST],
+        values,
+        num_classes=values["num_classes"],
+        layer_scale=values.get("eta", 1.0),
+        qkv_bias=values.get("qkv_bias", True),
+    )
+
+
+_FAMILIES: dict[str, Callable[[Config], nn.Module]] = {
+    "crate": _crate,
+    "crate_alpha": _crate_alpha,
+    "crate_mae": _crate_mae,
+    "tost": _tost,
+}
+
+
+def _create(otherwise: str, variants: Variants, values: Mapping[str, Any], **kwargs: Any) -> nn.Module:
+    """By the name of the published size where it is one."""
+    name = _published_name(variants, values) or otherwise
+    return create_model(name, **_size(values), img_size=values["image_size"], **kwargs)
+
+
+def _published_name(variants: Variants, values: Mapping[str, Any]) -> str | None:
+    size = _size(values)
+    return next((name for name, variant in variants.items() if variant.items() >= size.items()), None)
+
+
+def _size(values: Mapping[str, Any]) -> dict[str, int]:
+    names = {"embed_dim": "dim", "depth": "depth", "num_heads": "heads", "patch_size": "patch_size"}
+    return {ours: values[theirs] for ours, theirs in names.items()}
 
 
 def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -102,21 +125,23 @@ def summarize(misfits: list[str]) -> str:
     return "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
 
 
-def _rename(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in state_dict.items():
-        layer = _LAYER.match(name)
-        pattern = _LAYER.sub(r"\1.#.", name)
-        number = layer[2] if layer else "#"
-        renamed[names.get(pattern, pattern).replace("#", number)] = tensor
-    return renamed
+def _truth(text: bool | str) -> bool:
+    if str(text) not in ("True", "False"):
+        raise ValueError(f"{text!r} is neither True nor False")
+    return str(text) == "True"
 
 
-def _integers(config: Mapping[str, int | str], keys: tuple[str, ...]) -> list[int]:
-    if set(config) != set(keys):
+def _read(
+    config: Config,
+    needed: Mapping[str, Callable[[Any], Any]],
+    optional: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> dict[str, Any]:
+    kinds = {**needed, **(optional or {})}
+    if not needed.keys() <= config.keys() <= kinds.keys():
         given = ", ".join(sorted(config)) or "nothing"
-        raise UserError(f"the published configuration needs exactly {', '.join(keys)}; given: {given}")
+        more = f" and may have {', '.join(optional)}" if optional else ""
+        raise UserError(f"the published configuration needs exactly {', '.join(needed)}{more}; given: {given}")
     try:
-        return [int(config[key]) for key in keys]
+        return {key: kinds[key](value) for key, value in config.items()}
     except ValueError as error:
-        raise UserError(f"the published configuration takes whole numbers: {error}") from error
+        raise UserError(f"the published configuration takes numbers: {error}") from error

@@ -1,4 +1,7 @@
-"""Fine-tuning: start from the weights of the same architecture, trained at another image size or on other classes."""
+"""Fine-tuning: start from the weights of the same architecture, trained at another image size or on other classes.
+
+CRATE also takes the encoder of a CRATE-MAE.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,25 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from crate_graph.errors import UserError
+from crate_graph.models.crate import CRATE
 from crate_graph.models.factory import architecture
-from crate_graph.models.published import bare_names, compare, from_published, summarize
+from crate_graph.models.image_transformer import ConvPatchEmbed
+from crate_graph.models.published import compare, from_published, summarize
+from crate_graph.models.published_names import family_of
 
 
 def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Load `state_dict` into `model` and say in words what had to change.
 
     Position embeddings (and a ViT's patch embedding) of another size are resampled as timm does for the architecture. A
-    head for another number of classes is left at the model's initial values. CRATE's published names are accepted.
+    head for another number of classes is left at the model's initial values. Published names are accepted.
 
     Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped.
     """
-    weights = bare_names(state_dict)
-    if "to_patch_embedding.1.weight" in weights:
-        weights = from_published(weights)
-    changes = []
+    weights, changes = from_published(state_dict), []
+    if isinstance(model, CRATE) and family_of(weights) == "crate_mae":
+        weights = _encoder(weights, model)
+        changes.append("the encoder of a masked autoencoder, without its decoder")
     resized = _resample(model, weights)
     for name, tensor in resized.items():
         if name in weights and weights[name].shape != tensor.shape:
@@ -46,6 +52,19 @@ def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[
         )
     model.load_state_dict(weights)
     return changes
+
+
+def _encoder(weights: Mapping[str, Tensor], model: CRATE) -> dict[str, Tensor]:
+    """The part of CRATE-MAE that CRATE has, under CRATE's names."""
+    if not isinstance(model.patch_embed, ConvPatchEmbed):
+        raise UserError(
+            f"the weights are those of a masked autoencoder, which embeds patches by a convolution, and "
+            f"{architecture(model)} does not; set model.kwargs.patch_embed=conv, and model.kwargs.lambd as it was "
+            f"trained (0.5 unless its recipe says otherwise)"
+        )
+    parts = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
+    encoder = {name: tensor for name, tensor in weights.items() if name.startswith(parts)}
+    return encoder | {f"fc_norm.{kind}": weights[f"norm.{kind}"] for kind in ("weight", "bias")}
 
 
 def _resample(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

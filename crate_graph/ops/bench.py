@@ -14,6 +14,8 @@ from torch import Tensor
 from crate_graph.ops.ista import ista, ista_reference
 from crate_graph.ops.memory import saved_bytes
 from crate_graph.ops.mssa import mssa, mssa_reference
+from crate_graph.ops.overcomplete import overcomplete_ista, overcomplete_ista_reference
+from crate_graph.ops.tssa import tssa, tssa_reference
 
 BATCH, TOKENS, DIM, HEADS = 8, 197, 384, 6  # CRATE-T, patches of 16, images of 224
 ETA = LAMBDA = 0.1
@@ -43,8 +45,8 @@ def _cases(device: torch.device) -> list[Case]:
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(*shape, device=device)).requires_grad_()
 
-    def matrix() -> Tensor:
-        return tensor(DIM, DIM, scale=DIM**-0.5)
+    def matrix(widths: int = 1) -> Tensor:
+        return tensor(DIM, widths * DIM, scale=DIM**-0.5)
 
     tokens = tensor(BATCH, TOKENS, DIM)
     subspaces = tensor(BATCH, HEADS, TOKENS, DIM // HEADS)
@@ -60,11 +62,19 @@ def _cases(device: torch.device) -> list[Case]:
             [tokens],
             [matrix(), matrix(), matrix()],
         ),
+        (
+            "overcomplete ISTA",
+            _ista(overcomplete_ista_reference),
+            _ista(overcomplete_ista),
+            [tokens],
+            [matrix(4), matrix(4)],
+        ),
+        ("TSSA", tssa_reference, tssa, [subspaces], [tensor(HEADS, 1)]),
     ]
 
 
 def _ista(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda x, dictionary: step(x, dictionary, ETA, LAMBDA)
+    return lambda x, *dictionaries: step(x, *dictionaries, ETA, LAMBDA)
 
 
 def _layer(attend: Callable[[Tensor], Tensor], step: Callable[..., Tensor]) -> Callable[..., Tensor]:

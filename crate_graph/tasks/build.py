@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from crate_graph.config.schema import Degradation, Recipe
 from crate_graph.data import Dataset
 from crate_graph.data.augment import TrainView, build_train_transform
+from crate_graph.data.keyed import KeyedView
 from crate_graph.data.patches import PatchView
 from crate_graph.errors import UserError
+from crate_graph.models.factory import is_autoencoder
 from crate_graph.models.restorers import RESTORERS, is_restorer
 from crate_graph.tasks.classification import ClassificationTask
+from crate_graph.tasks.masked_autoencoding import MaskedAutoencodingTask
 from crate_graph.tasks.restoration import RestorationTask
 
 
-def build_task(recipe: Recipe) -> ClassificationTask | RestorationTask:
-    if recipe.task.kind == "restoration":
-        return RestorationTask(recipe.task.loss)
-    return ClassificationTask(recipe.task.label_smoothing)
+def build_task(
+    recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> ClassificationTask | RestorationTask | MaskedAutoencodingTask:
+    """`mean`, `std`: of each channel, by which images are normalised; restoration's are not."""
+    task = recipe.task
+    if task.kind == "restoration":
+        return RestorationTask(task.loss)
+    if task.kind == "masked_autoencoding":
+        return MaskedAutoencodingTask(task.mask_ratio, task.normalize_patches, mean, std)
+    return ClassificationTask(task.label_smoothing)
 
 
 def model_arguments(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -28,6 +38,13 @@ def model_arguments(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
         UserError: a model that is not for the task, or for another number of channels.
     """
     name, kwargs = recipe.model.name, recipe.model.kwargs
+    if (recipe.task.kind == "masked_autoencoding") != is_autoencoder(name):
+        remedy = "set task.kind=masked_autoencoding, or choose another model"
+        if not is_autoencoder(name):
+            remedy = "choose one of crate_mae_{tiny,small,base,large}_patch16_224, or another task.kind"
+        raise UserError(f"model.name={name} and task.kind={recipe.task.kind} do not fit; {remedy}")
+    if is_autoencoder(name):
+        return {"in_chans": dataset.channels, **kwargs}
     if recipe.task.kind != "restoration":
         if is_restorer(name):
             raise UserError(f"model.name={name} is for restoration; set task.kind=restoration, or choose another model")
@@ -46,18 +63,19 @@ def model_arguments(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     return {"in_chans": channels, **kwargs}
 
 
-def train_transform(recipe: Recipe, dataset: Dataset) -> TrainView | PatchView:
+def train_transform(recipe: Recipe, dataset: Dataset) -> TrainView | PatchView | KeyedView:
     """What the loader makes of a training sample."""
     data = recipe.data
     if recipe.task.kind == "restoration":
         return PatchView(data.patch, data.degradation, data.color)
-    return build_train_transform(
+    view = build_train_transform(
         data.train_transform,
         mean=dataset.mean,
         std=dataset.std,
         channels=dataset.channels,
         num_classes=dataset.num_classes,
     )
+    return KeyedView(view) if recipe.task.kind == "masked_autoencoding" else view
 
 
 def color_channels(recipe: Recipe) -> int:
@@ -75,10 +93,13 @@ def image_shapes(recipe: Recipe, dataset: Dataset) -> list[tuple[int, int, int]]
 
 def describe_task(recipe: Recipe) -> dict[str, Any]:
     """The task in the manifest of a checkpoint: what whoever uses the model must know of it."""
-    if recipe.task.kind != "restoration":
-        return {"kind": recipe.task.kind}
+    task = recipe.task
+    if task.kind == "masked_autoencoding":
+        return {"kind": task.kind, "mask_ratio": task.mask_ratio, "normalize_patches": task.normalize_patches}
+    if task.kind != "restoration":
+        return {"kind": task.kind}
     degradation = json.loads(json.dumps(recipe.data.degradation.model_dump()))  # as a checkpoint gives it back
-    return {"kind": recipe.task.kind, "degradation": degradation, "color": recipe.data.color}
+    return {"kind": task.kind, "degradation": degradation, "color": recipe.data.color}
 
 
 def check_degradation(trained: Degradation, asked: Degradation, where: str) -> None:

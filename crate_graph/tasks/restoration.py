@@ -91,6 +91,10 @@ class RestorationTask:
         """What of a batch can be shown: the observed values, (B, C, H, W) in [0, 1]."""
         return unpack(images)[0].clamp(0, 1)
 
+    @staticmethod
+    def take_gallery() -> None:
+        """Restored pictures are written by the verb `restore`."""
+
     def _losses(self, restored: Tensor, targets: Tensor) -> Tensor:
         return self._loss(restored - targets).flatten(1).mean(dim=1)  # (B,)
 

@@ -177,7 +177,10 @@ class Loop:
             self.metrics, _ = evaluate_split(
                 self._measure, self.engine.objective.task, self.eval_loader, self.engine.ranks
             )
+            gallery = self.engine.objective.task.take_gallery()
         if self.log is not None:
+            if gallery is not None and self.recipe.telemetry.images:
+                self.log.images("evaluation", gallery, self.step)
             self.log.write(
                 self.step,
                 {

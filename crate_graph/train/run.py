@@ -136,7 +136,7 @@ def _set_up(
     model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(
         recipe.engine,
-        Objective(model, build_task(recipe), recipe.precision),
+        Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision),
         lambda bare: build_optimizer(recipe.optimizer, bare),
         ranks,
         micro_batch=micro_batch,
@@ -294,8 +294,9 @@ def _checkpoint_to_resume(store: CheckpointStore, resume: str) -> Path | None:
 def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
     """What fixes the sequence of global batches, and what is learned from them; a resumed run must agree."""
     task = describe_task(recipe)
+    section = "data" if recipe.task.kind == "restoration" else "task"
     return {
-        **{f"data.{key}": value for key, value in task.items() if key != "kind"},
+        **{f"{section}.{key}": value for key, value in task.items() if key != "kind"},
         **({"data.patch": recipe.data.patch} if recipe.task.kind == "restoration" else {}),
         "seed": recipe.seed,
         "data.train_split": recipe.data.train_split,

@@ -9,6 +9,7 @@ from crate_graph.config import load_recipe
 from crate_graph.config.load import find_recipe, shipped_recipes
 from crate_graph.data import open_dataset
 from crate_graph.models import create_model
+from crate_graph.models.crate_mae import from_patches
 
 RECIPES = sorted(shipped_recipes())
 
@@ -20,8 +21,11 @@ def header(name):
 
 def meta_model(recipe):
     kwargs = dict(recipe.model.kwargs)
+    dataset = open_dataset(recipe.data.dataset)
     if recipe.task.kind == "classification":
-        kwargs["num_classes"] = open_dataset(recipe.data.dataset).num_classes
+        kwargs["num_classes"] = dataset.num_classes
+    if recipe.task.kind == "masked_autoencoding":
+        kwargs["in_chans"] = dataset.channels
     with torch.device("meta"):
         return create_model(recipe.model.name, **kwargs)
 
@@ -47,7 +51,11 @@ def test_the_model_takes_the_images_of_the_data_set(name):
     view = recipe.data.train_transform
     assert view.size == recipe.data.eval_transform.size
     images = torch.empty(2, dataset.channels, view.size, view.size, device="meta")
-    assert meta_model(recipe)(images).shape == (2, dataset.num_classes)
+    model = meta_model(recipe)
+    if recipe.task.kind == "masked_autoencoding":
+        assert from_patches(model(images), model.patch_embed.patch_size, images.shape[-2:]).shape == images.shape
+        return
+    assert model(images).shape == (2, dataset.num_classes)
 
 
 @pytest.mark.parametrize("name", RECIPES)

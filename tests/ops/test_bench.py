@@ -24,9 +24,10 @@ def test_rows_show_less_memory_and_equal_results(monkeypatch):
     threads = torch.get_num_threads()
     rows = {row["operator"]: row for row in bench.run(threads=1, repeats=1)}
     assert torch.get_num_threads() == threads
-    assert set(rows) == {"MSSA", "ISTA", "ISTA, one image", "CRATE-T layer"}
+    assert set(rows) == {"MSSA", "ISTA", "ISTA, one image", "CRATE-T layer", "overcomplete ISTA", "TSSA"}
     for row in rows.values():
         assert row["max_error"] < 1e-5
         assert row["reference_ms"] > 0
         assert row["fast_ms"] > 0
-    assert rows["CRATE-T layer"]["fast_mib"] < rows["CRATE-T layer"]["reference_mib"]
+    for operator in ("CRATE-T layer", "TSSA"):
+        assert rows[operator]["fast_mib"] < rows[operator]["reference_mib"]

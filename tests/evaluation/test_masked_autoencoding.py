@@ -1,0 +1,74 @@
+"""A masked autoencoder from training to a classifier that starts from its encoder, by the command line."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from crate_graph.cli import main
+
+SIZE = "img_size: 28, patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2"
+
+
+@pytest.fixture(scope="module")
+def trained(runner):
+    return runner.trained(
+        "mae",
+        "task.kind=masked_autoencoding",
+        "model.name=crate_mae_tiny_patch16_224",
+        "model.kwargs=null",
+        f"model.kwargs={{{SIZE}}}",
+        "telemetry.tensorboard=true",
+        "evaluation.batch_size=1000",
+    )
+
+
+def test_training_measures_and_shows(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert trained.losses[20] < trained.losses[1]
+    assert trained.summary["metrics"].keys() == {"loss", "psnr", "psnr_of_visible_mean"}
+    assert "--pictures mae.png" in trained.out and "export" not in trained.out
+    events = EventAccumulator(str(trained.run_dir / "tensorboard"))
+    events.Reload()
+    assert {"train_samples", "evaluation"} <= set(events.Tags()["images"])
+
+
+def test_evaluation_repeats_the_metrics_and_writes_pictures(trained, tmp_path, capsys):
+    words = ["evaluate", str(trained.run_dir), "--data", "fashion_mnist", "--json"]
+    assert main([*words, "--pictures", str(tmp_path / "new" / "mae.png")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for name, value in trained.summary["metrics"].items():
+        assert result[name] == pytest.approx(value, rel=1e-5)
+    with Image.open(tmp_path / "new" / "mae.png") as sheet:
+        assert sheet.size == (3 * 4 * 28, 8 * 4 * 28 + 7 * 8)  # each pixel four times
+    assert main([*words, "data.train_split=test"]) == 2  # changes nothing in an evaluation
+    assert main(["evaluate", str(trained.run_dir), "--data", "cifar10"]) == 2
+    assert "channels" in capsys.readouterr().err
+
+
+def test_it_is_converted_and_not_exported(trained, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    assert main(["export", str(trained.run_dir), "--format", "timm", "--output", str(tmp_path / "timm")]) == 2
+    assert "fine-tune its encoder" in capsys.readouterr().err
+    there, back = tmp_path / "published.safetensors", tmp_path / "back.safetensors"
+    assert main(["checkpoint", "convert", str(trained.run_dir), str(there), "--to", "published"]) == 0
+    assert {"decoder_embed.weight", "decoder_blocks.1.layers.0.0.fn.weight"} <= load_file(there).keys()
+    assert main(["checkpoint", "convert", str(there), str(back), "--to", "crate-graph"]) == 0
+    ours = load_file(trained.run_dir / "checkpoints" / "step-00000020" / "model.safetensors")
+    again = load_file(back)
+    assert ours.keys() == again.keys() and all(again[name].equal(ours[name]) for name in ours)
+
+
+def test_a_classifier_starts_from_the_encoder(runner, trained):
+    from safetensors.torch import load_file
+
+    words = ["model.kwargs=null", f"model.init_from={trained.run_dir}", "optimizer.lr=1e-9", "schedule.max_steps=1"]
+    tuned = runner.trained("tuned", *words, f"model.kwargs={{{SIZE}, in_chans: 1, patch_embed: conv, lambd: 0.5}}")
+    assert "without its decoder" in (tuned.run_dir / "logs" / "rank-0.log").read_text()
+    encoder = load_file(trained.run_dir / "checkpoints" / "step-00000020" / "model.safetensors")
+    classifier = load_file(tuned.run_dir / "checkpoints" / "step-00000001" / "model.safetensors")
+    name = "blocks.1.ista.dictionary"
+    assert (classifier[name] - encoder[name]).abs().max() < 1e-6
+    assert (classifier["fc_norm.weight"] - encoder["norm.weight"]).abs().max() < 1e-6
