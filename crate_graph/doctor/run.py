@@ -30,13 +30,13 @@ def examine(recipe: Recipe | None, run_dir: Path | None) -> list[Check]:
         if ranks.world > 1:
             try:
                 stack.enter_context(process_group(ranks))
-            except UserError as error:
+            except (UserError, RunFailed) as error:
                 return _alone(recipe, run_dir, ranks, error)
         with naming_a_lost_peer():
             return _together(recipe, run_dir, ranks)
 
 
-def _alone(recipe: Recipe | None, run_dir: Path, ranks: Ranks, error: UserError) -> list[Check]:
+def _alone(recipe: Recipe | None, run_dir: Path, ranks: Ranks, error: UserError | RunFailed) -> list[Check]:
     if not ranks.is_main:
         raise RunFailed(str(error)) from None
     found, _, remedy = str(error).rpartition("; ")
