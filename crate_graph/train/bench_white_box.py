@@ -25,6 +25,7 @@ def run(
 
     Medians, the two taken in turn. Float32; on a GPU where there is one, else on one thread of the CPU, whose time is
     then counted and not the wall's. `batch` is that of one process: of the steps of a larger one, a look takes less.
+    No look takes more samples than a step does.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
@@ -32,7 +33,9 @@ def run(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return [_row(name, batch, samples, repeats, torch.device(device)) for name, batch in names.items()]
+            return [
+                _row(name, batch, min(samples, batch), repeats, torch.device(device)) for name, batch in names.items()
+            ]
     finally:
         torch.set_num_threads(before)
 
