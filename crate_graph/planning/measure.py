@@ -70,7 +70,7 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
         model_shapes = shapes(model)
         engine = build_engine(
             recipe.engine,
-            Objective(model, build_task(recipe), recipe.precision),
+            Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision),
             lambda bare: build_optimizer(recipe.optimizer, bare),
             ranks,
             micro_batch=micro_batch,

@@ -81,7 +81,7 @@ def trace_step(
         model = fake_model(recipe, dataset)
         if checkpointing.mode != "none":
             set_activation_checkpointing(model, checkpointing.mode, checkpointing.k)
-        objective = Objective(model, build_task(recipe), recipe.precision).train()
+        objective = Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision).train()
         optimizer = build_optimizer(recipe.optimizer, model)
         params = [p for p in model.parameters() if p.requires_grad]
         for p in params:
@@ -121,7 +121,7 @@ def trace_evaluation(recipe: Recipe, dataset: Dataset, *, cuda: bool = True) -> 
     """Peak bytes of classifying one batch of `evaluation.batch_size`, beyond weights and what training keeps."""
     with fake_tensors(cuda):
         model = fake_model(recipe, dataset)
-        objective = Objective(model, build_task(recipe), recipe.precision).eval()
+        objective = Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision).eval()
         shape = image_shapes(recipe, dataset)[0]
         batch = _batch_of(recipe, dataset, shape, recipe.evaluation.batch_size, mixed=False)
         tally = Tally()

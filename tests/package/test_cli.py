@@ -111,8 +111,8 @@ def test_evaluate_export_and_bench_call_through(replace, capsys):
     assert main(["evaluate", "runs/a", "--data", "fashion_mnist", "evaluation.batch_size=8", "--json"]) == 0
     assert main(["evaluate", "bicubic", "--data", "photos", "--tile", "256", "--json"]) == 0
     assert calls == [
-        ("runs/a", "fashion_mnist", ["evaluation.batch_size=8"], None),
-        ("bicubic", "photos", [], 256),
+        ("runs/a", "fashion_mnist", ["evaluation.batch_size=8"], None, None),
+        ("bicubic", "photos", [], 256, None),
     ]
     assert capsys.readouterr().out.count('"top1": 0.25') == 2
 

@@ -26,7 +26,9 @@ RATES = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operati
 
 
 def kept_by_a_real_step(recipe, dataset, samples):
-    objective = Objective(build_model(recipe, dataset), build_task(recipe), recipe.precision).train()
+    objective = Objective(
+        build_model(recipe, dataset), build_task(recipe, dataset.mean, dataset.std), recipe.precision
+    ).train()
     batch = random_batch(recipe, dataset, samples)
     tensors = (batch.images, batch.targets, batch.weights)
     return saved_bytes(lambda: objective(*tensors)[0], [*objective.parameters(), *tensors])
@@ -99,7 +101,9 @@ def test_products_are_those_that_pytorch_counts(small_recipe):
     """In a whole micro batch, in which ISTA takes another order of products than for a single image."""
     recipe = small_recipe("crate")
     dataset = open_dataset(recipe.data.dataset)
-    objective = Objective(build_model(recipe, dataset), build_task(recipe), recipe.precision).train()
+    objective = Objective(
+        build_model(recipe, dataset), build_task(recipe, dataset.mean, dataset.std), recipe.precision
+    ).train()
     batch = random_batch(recipe, dataset, 8)
     with FlopCounterMode(display=False) as counter:
         objective(batch.images, batch.targets, batch.weights)[0].backward()
