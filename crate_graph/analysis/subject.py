@@ -14,8 +14,7 @@ from torch import nn
 
 from crate_graph.checkpoint.described import DESCRIPTION, WEIGHTS
 from crate_graph.checkpoint.initial import read_weights
-from crate_graph.checkpoint.manifest import read_manifest, read_verified
-from crate_graph.checkpoint.manifest import task_of
+from crate_graph.checkpoint.manifest import read_manifest, read_verified, task_of
 from crate_graph.checkpoint.model import arguments_of, load_model
 from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import load_recipe
