@@ -20,6 +20,7 @@ example:
   crate-graph plan crate/imagenet1k_base_paper --scaling --device h200 --output scaling.svg
   crate-graph plan quickstart --check"""
 
+_LARGEST = 1_000_000  # of any count that is asked for
 # option -> what it changes, its unit on the command line, how many of the assumption's units that is, help
 _ASSUMED = {
     "--utilisation": ("utilisation", 1.0, "share of peak FLOP/s that one product or convolution reaches"),
@@ -133,8 +134,8 @@ def _cluster(args: argparse.Namespace) -> Any:
 
 def _positive(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} should be 1 or more")
+    if not 1 <= number <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} should be from 1 to {_LARGEST:,}")
     return number
 
 

@@ -33,7 +33,7 @@ class MaskedAutoencodingTask:
         self.mask_ratio = mask_ratio
         self.normalize_patches = normalize_patches
         self.mean, self.std = tuple(mean), tuple(std)
-        self._gallery: Tensor | None = None
+        self._gallery: tuple[Tensor, Tensor] | None = None  # panels, and 0 for those of padding
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the images of the mean squared error of their hidden patches, and the sum of the weights.
@@ -64,9 +64,8 @@ class MaskedAutoencodingTask:
                 torch.ones_like(losses, dtype=torch.float64),
             )
         )  # (4, B)
-        if self._gallery is None and weights.any():
-            good = weights > 0
-            self._gallery = _panels(completed[good], original[good], mask[good], patch_size, images.shape[-2:])
+        if self._gallery is None:
+            self._gallery = _panels(completed, original, mask, patch_size, images.shape[-2:]), weights[:SHOWN]
         # A padded image may be anything, NaN included: 0 x NaN would spoil the sum.
         return torch.where(weights > 0, rows, 0.0).sum(dim=1)
 
@@ -85,10 +84,13 @@ class MaskedAutoencodingTask:
     def take_gallery(self) -> Tensor | None:
         """Of the first images that were measured since the last call: hidden, completed and original side by side.
 
-        (n, C, H, 3 W) in [0, 1].
+        (n, C, H, 3 W) in [0, 1]; None where there was none.
         """
         gallery, self._gallery = self._gallery, None
-        return gallery
+        if gallery is None:
+            return None
+        panels, weights = gallery
+        return panels[weights > 0] if weights.any() else None
 
     def _complete(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         down, across = model.grid_size(*images.shape[-2:])

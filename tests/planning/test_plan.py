@@ -65,6 +65,11 @@ def test_a_plan_that_runs(tiny, capsys):
     assert "assumed" in text
 
 
+def test_a_masked_autoencoder_is_planned(capsys):
+    code, plan = planned(capsys, "mae_quickstart", "model.kwargs.depth=1", "model.kwargs.decoder_depth=1")
+    assert code == 0 and plan["runs"] and plan["memory per GPU"]["activations"]["value"] > 0
+
+
 def test_everything_that_contradicts_is_listed_and_the_exit_code_is_2(tiny, capsys):
     words = ("--gpus-per-node", "3", "data.workers=2", "engine={name: deepspeed, zero_stage: 1}", "--samples", "50")
     words += ("activation_checkpointing.mode=block", "model.name=vit_small_patch16_224")
