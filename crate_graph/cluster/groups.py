@@ -80,6 +80,15 @@ def from_main(ranks: Ranks, value: T) -> T:
     return box[0]
 
 
+def gather(ranks: Ranks, value: T) -> list[T]:
+    """`value` of every process, on all of them."""
+    if ranks.world == 1:
+        return [value]
+    values: list[T] = [value] * ranks.world
+    dist.all_gather_object(values, value)
+    return values
+
+
 @contextmanager
 def agree(ranks: Ranks) -> Iterator[None]:
     """Where one process meets a user's mistake or a failure in the block, all raise it, so that none waits for one that
@@ -92,10 +101,7 @@ def agree(ranks: Ranks) -> Iterator[None]:
         yield
     except (UserError, RunFailed) as error:
         mistake = error
-    if ranks.world > 1:
-        mistakes: list[UserError | RunFailed | None] = [None] * ranks.world
-        dist.all_gather_object(mistakes, mistake)
-        mistake = mistake or next((m for m in mistakes if m is not None), None)
+    mistake = mistake or next(filter(None, gather(ranks, mistake)), None)
     if mistake is not None:
         raise mistake
 

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from crate_graph.cluster.groups import naming_a_lost_peer, process_group
+from crate_graph.cluster.groups import gather, naming_a_lost_peer, process_group
 from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.config.schema import Recipe
 from crate_graph.doctor.check import Check, failing
 from crate_graph.doctor.host import examine_host
 from crate_graph.doctor.network import check_network
 from crate_graph.doctor.recipe import check_batches, check_shards, shared_bytes
-from crate_graph.doctor.together import check_all_reduce, check_clocks, gather
+from crate_graph.doctor.together import check_all_reduce, check_clocks
 from crate_graph.errors import RunFailed, UserError
 
 

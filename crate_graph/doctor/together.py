@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from crate_graph.cluster.groups import gather
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.doctor.check import Check
 
@@ -15,15 +15,6 @@ SIZES = (4 << 10, 1 << 20, 32 << 20)  # bytes
 ROUNDS = 5
 CLOCK_SECONDS = 1.0  # beyond this, logs and the age of files mislead
 SLOW = {"gloo": 50e6, "nccl": 1e9}  # bytes per second of a large all-reduce
-
-
-def gather(ranks: Ranks, value: Any) -> list[Any]:
-    """`value` of every process, on all of them."""
-    if ranks.world == 1:
-        return [value]
-    values = [None] * ranks.world
-    dist.all_gather_object(values, value)
-    return values
 
 
 def check_clocks(ranks: Ranks, hosts: list[str]) -> list[Check]:

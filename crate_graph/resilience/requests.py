@@ -29,25 +29,33 @@ class Requests:
         self._switches = (run_dir / "save-now", run_dir / "stop-now") if is_main else None
         self._signalled_at: float | None = None
         self._stop = False
+        self.asked_by: str | None = None  # what first asked this process to stop
         self.switched_off = False  # by `stop-now`, as the main process knows
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
     def _on_signal(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if self._signalled_at is not None and now - self._signalled_at > GRACE:
+            said = f"crate-graph: a further {signal.Signals(number).name} ends this process at once, without a save\n"
+            os.write(2, said.encode())  # `print` may be what the signal interrupts
             os._exit(128 + number)  # the last checkpoint is whole: it was renamed into place or it is not there
         self._signalled_at = self._signalled_at or now
+        self._stop_for(signal.Signals(number).name)
+
+    def _stop_for(self, cause: str) -> None:
         self._stop = True
+        self.asked_by = self.asked_by or cause
 
     def poll(self) -> tuple[bool, bool]:
         """(save?, stop?) as this process knows it now."""
         save = False
         if self._switches:
             save, stop = (_take(path) for path in self._switches)
-            self._stop |= stop
-            self.switched_off |= stop
+            if stop:
+                self.switched_off = True
+                self._stop_for("stop-now")
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._stop = True
+            self._stop_for("--max-duration")
         return save, self._stop
 
     def close(self) -> None:

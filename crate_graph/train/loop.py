@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from crate_graph.cluster.groups import gather
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Batch, PlannedLoader
 from crate_graph.engine.base import Engine, MicroBatch
@@ -54,8 +55,10 @@ class Loop:
     late: LateReader = field(default_factory=LateReader)
     stragglers: Stragglers = field(default_factory=Stragglers)
     stopped: bool = False  # by request, before the last step
+    stopped_by: str | None = None  # what asked for it: a signal's name, `stop-now`, `--max-duration`
     _saved_at: int = -1
     _measured_at: int = -1
+    _unrecorded: tuple[int, Report] | None = None  # the newest step, where it was none to be logged
     _save: bool = False
     _stop: bool = False
     _roll_back: bool = False
@@ -79,8 +82,20 @@ class Loop:
         self._read(self.late.drain())
         if self._saved_at != self.step:
             self._save_now()
-        if self.stopped and not self.saver.writer.failed:
-            self.display.say(f"stopped as asked at step {self.step} of {self.last_step}; the same command goes on")
+        if self.stopped:
+            self._tell_of_the_stop()
+
+    def _tell_of_the_stop(self) -> None:
+        self.stopped_by = next(filter(None, gather(self.engine.ranks, self.requests.asked_by)), None)
+        if self.stopped_by is None:
+            return  # a checkpoint could not be written: that is told in its place
+        if self._unrecorded is not None:
+            self._write_record(*self._unrecorded)
+        text = (
+            f"stopped as asked at step {self.step} of {self.last_step}, by {self.stopped_by}; the same command goes on"
+        )
+        logger.info(text)
+        self.display.say(text)
 
     def _train(self, batch: Batch, data_wait: float) -> None:
         save, stop = self.requests.poll()
@@ -115,7 +130,7 @@ class Loop:
             self._evaluate_or_save()
         if (save or run_ends or self._save or self._stop) and self.guard.consecutive == 0:
             self._save_now()
-        self.stopped |= self._stop
+        self.stopped |= self._stop and not run_ends
         self._save = False
         self.clock.restart()
 
@@ -133,6 +148,7 @@ class Loop:
             self._roll_back |= verdict is Verdict.ROLL_BACK
             if not report.finite:
                 logger.warning("step %d skipped: its loss or gradient is not finite", step + 1)
+            self._unrecorded = step, report
             if (step + 1) % self.recipe.telemetry.log_every == 0 or step + 1 == self.last_step or not report.finite:
                 self._write_record(step, report)
             if verdict is Verdict.GIVE_UP:
@@ -140,6 +156,7 @@ class Loop:
             self._check_damage_budget()
 
     def _write_record(self, step: int, report: Report) -> None:
+        self._unrecorded = None
         done = step + 1
         rates, seconds = self.clock.report()
         record = {

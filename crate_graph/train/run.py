@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -60,6 +61,9 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: float | None = None) -> dict[str, Any]:
     """Train as `recipe` says, writing into `run_dir`; returns the summary. Every process of the run calls it.
+
+    The summary's `seconds` are those of this call, set-up included; `start_seconds` are those that this process had
+    taken before it, to load Python's packages. What earlier processes of the run took is in neither.
 
     `resume`: "auto" goes on from the newest checkpoint of the run folder, where there is one; "never" refuses a folder
     that holds checkpoints; anything else is a checkpoint to go on from. After `max_seconds` the run saves and stops.
@@ -327,12 +331,14 @@ def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ra
         "recipe": recipe.name,
         "run_dir": str(folder.path),
         "finished": not loop.stopped,
+        "stopped_by": loop.stopped_by,
         "step": loop.step,
         "epochs": loop.step / loop.steps_per_epoch,
         "metrics": loop.metrics,
         "parameters": loop.saver.parameters,
         "images_trained": loop.step * recipe.batch.global_batch,
-        "seconds": round(time.time() - started, 1),  # since this process began, which may have gone on from a step
+        "start_seconds": round(max(0.0, started - psutil.Process().create_time()), 1),
+        "seconds": round(time.time() - started, 1),
         "skipped_steps": loop.guard.skipped,
         "rollbacks": loop.guard.rollbacks,
         "damaged_samples": loop.damaged,

@@ -36,10 +36,13 @@ def journal(tmp_path, monkeypatch):
     return path
 
 
-def assert_stopped_whole(run):
+def assert_stopped_whole(run, by):
+    """It says by what, and its last step is recorded."""
     assert run.code == 0, run.err
-    assert run.summary["finished"] is False
-    assert f"stopped as asked at step {run.summary['step']} of" in run.err
+    assert run.summary["finished"] is False and run.summary["stopped_by"] == by
+    told = f"stopped as asked at step {run.summary['step']} of 600, by {by}; the same command goes on"
+    assert told in run.err and all(told in log.read_text() for log in (run.run_dir / "logs").glob("rank-*.log"))
+    assert list(run.losses)[-1] == run.summary["step"]
     newest = max((run.run_dir / "checkpoints").iterdir())
     assert run.summary["step"] == int(newest.name[5:]) < 600
     assert json.loads((newest / "state.json").read_text())["step"] == run.summary["step"]
@@ -51,7 +54,7 @@ def test_a_signal_to_one_rank_stops_both(runner, number, journal):
     process = runner.start(run, LONG, "data.workers=1", world=2)
     wait_for_step(runner, run, process, 5)
     os.kill(trainers_under(process)[1], number)
-    assert_stopped_whole(runner.finish(process, run))
+    assert_stopped_whole(runner.finish(process, run), number.name)
     assert journal.read_text() == "start 0\npreempted\n"
 
 
@@ -62,7 +65,7 @@ def test_a_signal_to_loader_workers_too(runner, number):
     process = runner.start(run, LONG, "data.workers=2")
     wait_for_step(runner, run, process, 5)
     os.killpg(process.pid, number)
-    assert_stopped_whole(runner.finish(process, run))
+    assert_stopped_whole(runner.finish(process, run), number.name)
 
 
 def test_switch_files(runner, journal):
@@ -75,17 +78,37 @@ def test_switch_files(runner, journal):
         time.sleep(0.02)
     (folder / "stop-now").touch()
     run = runner.finish(process, "switches")
-    assert_stopped_whole(run)
+    assert_stopped_whole(run, "stop-now")
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert not (folder / "save-now").exists() and not (folder / "stop-now").exists()
     assert journal.read_text() == "start 0\nstopped\n"
 
 
 def test_a_duration_ends_both_ranks_at_one_step(runner):
-    """Then the same command without it goes on."""
-    run = runner.train("duration", LONG, world=2, options=["--max-duration", "1s"])
-    assert_stopped_whole(run)
-    assert run.summary["step"] >= 1
+    """Of which there is a record although it was none to be logged."""
+    run = runner.train("duration", LONG, "telemetry.log_every=1000", world=2, options=["--max-duration", "1s"])
+    assert_stopped_whole(run, "--max-duration")
+    (record,) = run.records
+    assert record["samples_seen"] == 16 * run.summary["step"] and "slowest_rank" in record
+
+
+def test_the_record_of_a_stop(runner):
+    """Asked to stop before it began, a run ends after two steps, and again two steps later, where its recipe ends.
+
+    The record of the stop is that of an undisturbed run; at its last step a run has finished, whatever was asked of it.
+    """
+    words = ["schedule.max_steps=4", "evaluation.batch_size=2000"]
+    life = {"options": ["--max-duration", "0.001s"]}
+    summary = runner.trained("stopped", *words, "telemetry.log_every=3", **life).summary
+    assert (summary["finished"], summary["step"], summary["stopped_by"]) == (False, 2, "--max-duration")
+    assert summary["start_seconds"] >= 0
+    second = runner.trained("stopped", *words, "telemetry.log_every=3", **life)
+    assert (second.summary["finished"], second.summary["stopped_by"]) == (True, None)
+    assert "stopped as asked" not in second.err
+    whole = runner.trained("whole", *words)
+    assert list(second.losses) == [2, 3, 4] and list(whole.losses) == [1, 2, 3, 4]
+    assert second.losses.items() <= whole.losses.items()
+    assert second.records[0].keys() == whole.records[1].keys()
 
 
 def test_the_clock_of_a_duration(tmp_path):
@@ -122,9 +145,12 @@ def test_a_further_signal(tmp_path, pause, code):
         "while time.monotonic() < end: time.sleep(0.01)\n"
         "sys.exit(0 if r.poll() == (False, True) else 9)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], **pipes, text=True)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     time.sleep(pause)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == code
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert ("a further SIGUSR1 ends this process at once, without a save" in said) == (code != 0)
