@@ -26,8 +26,9 @@ fail() {
 }
 
 show() {
-  printf '%q ' "$@"
-  printf '\n'
+  local shown
+  printf -v shown ' %q' "$@"
+  printf '%s\n' "${shown# }"
 }
 
 print_only='' words=()

@@ -13,8 +13,9 @@ fail() {
 
 step() {
   if [[ -n ${print_only:-} ]]; then
-    printf '%q ' "$@"
-    printf '\n'
+    local shown
+    printf -v shown ' %q' "$@"
+    printf '%s\n' "${shown# }"
   else
     "$@"
   fi

@@ -92,8 +92,13 @@ def _list(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _verify(args: argparse.Namespace) -> list[dict[str, Any]]:
     from crate_graph.checkpoint.manifest import MANIFEST, verify
+    from crate_graph.checkpoint.store import CheckpointStore
 
-    folders = [args.path] if (args.path / MANIFEST).is_file() else [entry.path for entry in _entries(args.path)]
+    folders = [args.path]
+    if not (args.path / MANIFEST).is_file():
+        folders = [folder for _, folder in CheckpointStore(args.path / "checkpoints").folders()]
+    if not folders:
+        raise _no_checkpoint(args.path)
     return [{"checkpoint": str(folder), "files": len(verify(folder)["files"]), "state": "good"} for folder in folders]
 
 
@@ -142,5 +147,9 @@ def _entries(run: Path) -> list[Any]:
 
     entries = CheckpointStore(run / "checkpoints").entries()
     if not entries:
-        raise UserError(f"{run}: holds no checkpoint; name the folder of a run")
+        raise _no_checkpoint(run)
     return entries
+
+
+def _no_checkpoint(run: Path) -> UserError:
+    return UserError(f"{run}: holds no checkpoint; name the folder of a run")

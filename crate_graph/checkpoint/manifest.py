@@ -11,6 +11,7 @@ from crate_graph.errors import UserError
 
 FORMAT = "crate-graph/1"
 MANIFEST = "manifest.json"
+_CONTENTS = {"step": int, "files": dict, "model": dict, "dataset": dict, "metrics": dict}
 _REMEDY = "use another checkpoint, or remove this one to go on from the one before it"
 
 
@@ -44,11 +45,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: not of the format {FORMAT}; it was written by another version")
-    absent = [key for key in ("step", "files", "model", "dataset", "metrics") if key not in manifest]
-    if absent:
-        raise UserError(f"{path}: damaged ({', '.join(absent)} missing); {_REMEDY}")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
+        raise UserError(f"{path}: damaged (it is not the manifest of a checkpoint); {_REMEDY}")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path}: not of the format {FORMAT}: written by another version, or damaged; {_REMEDY}")
+    wrong = [key for key, kind in _CONTENTS.items() if not isinstance(manifest.get(key), kind)]
+    if wrong:
+        raise UserError(f"{path}: damaged ({', '.join(wrong)} missing or of another type); {_REMEDY}")
     if manifest.get("sha256", sealed := seal(manifest)["sha256"]) != sealed:  # the first versions wrote none
         raise UserError(f"{path}: damaged (its sha256 is not that of what it says); {_REMEDY}")
     return manifest

@@ -40,10 +40,15 @@ class CheckpointStore:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def folders(self) -> list[tuple[int, Path]]:
+        """(step, folder) of each checkpoint that has a manifest, in the order of the steps."""
+        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
+        return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
+
     def entries(self) -> list[Entry]:
         """Whole checkpoints in the order of their steps. One whose manifest cannot be read is left out, and logged."""
         found = []
-        for step, path in self._folders():
+        for step, path in self.folders():
             try:
                 found.append(Entry(path, step, read_manifest(path)))
             except UserError as error:
@@ -56,7 +61,7 @@ class CheckpointStore:
         Raises:
             UserError: its manifest cannot be read.
         """
-        folders = self._folders()
+        folders = self.folders()
         return Entry(folders[-1][1], folders[-1][0], read_manifest(folders[-1][1])) if folders else None
 
     def write(self, step: int, files: dict[str, bytes], facts: dict[str, Any]) -> Path:
@@ -97,11 +102,6 @@ class CheckpointStore:
         for path in deleted:
             self._delete(path)
         return deleted
-
-    def _folders(self) -> list[tuple[int, Path]]:
-        """(step, folder) of each checkpoint that has a manifest, in the order of the steps."""
-        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
-        return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
 
     def _delete(self, path: Path) -> None:
         """Under another name first, so that a half-deleted checkpoint is never picked up."""

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -6,9 +7,13 @@ import torch
 from crate_graph.checkpoint.contents import Contents, read_contents
 from crate_graph.checkpoint.manifest import verify
 from crate_graph.checkpoint.store import CheckpointStore, resolve
+from crate_graph.cli import main
 from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.engine.base import Portable
 from crate_graph.errors import UserError
+
+
+FILES_IN_A_LIST = '{"format": "crate-graph/1", "step": 2, "files": [], "model": {}, "dataset": {}, "metrics": {}}'
 
 
 def contents(step=0):
@@ -100,6 +105,19 @@ def test_a_manifest_of_another_format_is_refused(store):
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": "other/9"}))
     with pytest.raises(UserError, match="another version"):
         read_contents(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"crate-graph/1"', "{}", '{"format": 1}', FILES_IN_A_LIST])
+def test_what_is_no_manifest_is_damaged(store, text, capsys):
+    """`checkpoint verify` of the run says so too, and is not content with the other checkpoints."""
+    store.write(1, contents().to_files(), facts())
+    path = store.write(2, contents().to_files(), facts())
+    (path / "manifest.json").write_text(text)
+    damaged = r"manifest.json: damaged .*; use another checkpoint, or remove this one"
+    with pytest.raises(UserError, match=damaged):
+        verify(path)
+    assert main(["checkpoint", "verify", str(store.folder.parent)]) == 2
+    assert re.search(damaged, capsys.readouterr().err)
 
 
 def test_no_checkpoint(tmp_path):

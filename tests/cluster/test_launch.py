@@ -32,7 +32,9 @@ def run(script, *words, cwd=None, **settings):
 def printed(script, *words, **settings):
     done = run(script, "--print", *words, **settings)
     assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = done.stdout.splitlines()
+    assert lines == [line.strip() for line in lines]
+    return [shlex.split(line) for line in lines]
 
 
 def refused(done, *words):
@@ -54,7 +56,10 @@ def test_files_are_as_rendered():
 def test_writing_renders_what_changed_only(tmp_path):
     assert len(write_all(tmp_path)) == len(render_all())
     (tmp_path / "env" / "tcp.sh").write_text("changed")
-    assert write_all(tmp_path) == [tmp_path / "env" / "tcp.sh"]
+    with (tmp_path / "env" / "tcp.sh").open() as running:  # by a shell, say
+        assert write_all(tmp_path) == [tmp_path / "env" / "tcp.sh"]
+        assert running.read() == "changed"
+    assert not list(tmp_path.rglob(".*"))
     assert all(os.access(tmp_path / name, os.X_OK) for name in SCRIPTS)
     with pytest.raises(UserError, match="cannot be written"):
         write_all(tmp_path / "torchrun.sh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jinja2
@@ -44,6 +45,8 @@ def render_all() -> dict[str, str]:
 def write_all(folder: Path) -> list[Path]:
     """Write every launcher below `folder`, scripts so that they can be started; returns those that changed.
 
+    Each takes the old one's place whole: a shell that runs the old one reads it to its end.
+
     Raises:
         UserError: the folder cannot be written.
     """
@@ -54,12 +57,21 @@ def write_all(folder: Path) -> list[Path]:
             if path.exists() and path.read_text() == text:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            path.chmod(0o755 if file in SCRIPTS else 0o644)
+            _replace(path, text, mode=0o755 if file in SCRIPTS else 0o644)
             changed.append(path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     return changed
+
+
+def _replace(path: Path, text: str, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _render(template: str, **names: str) -> str:
