@@ -21,6 +21,7 @@ from crate_graph.redaction import redact
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+SHARED = ("train", "evaluate", "doctor")  # verbs whose work many processes share; others would do it many times over
 
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry out the command `argv`; the exit code."""
     try:
         args = _parse(argv)
+        _refuse_to_be_many(args.verb)
         return args.run(args)
     except SystemExit as end:  # of argparse
         if end.code == 2:
@@ -82,6 +84,19 @@ def _ended(outcome: str, code: int) -> int:
 
     note(outcome)
     return code
+
+
+def _refuse_to_be_many(verb: str) -> None:
+    """Raises UserError: several processes were started for what one does."""
+    if verb in SHARED:
+        return
+    from crate_graph.cluster.ranks import discover
+
+    if (world := discover().world) > 1:
+        raise UserError(
+            f"{verb}: the work of one process, and {world} were started; start it without torchrun, or as one task "
+            f"(srun --ntasks=1)"
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,6 @@ from crate_graph.config.schema import Checkpoint as Retention
 from crate_graph.engine.base import Portable
 from crate_graph.errors import UserError
 
-
 FILES_IN_A_LIST = '{"format": "crate-graph/1", "step": 2, "files": [], "model": {}, "dataset": {}, "metrics": {}}'
 
 

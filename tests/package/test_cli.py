@@ -201,6 +201,35 @@ def test_each_process_names_itself_in_its_error(capsys, second_of_two):
     assert capsys.readouterr().err.startswith("crate-graph: error: rank 1: command line: seed=-1")
 
 
+ALONE = {
+    "plan": ["plan", "quickstart"],
+    "restore": ["restore", "ugtv_fast_demosaicking", "photo.png", "--output", "out"],
+    "analyze": ["analyze", "nowhere", "--output", "out"],
+    "export": ["export", "nowhere", "--format", "onnx", "--output", "out"],
+    "shards": ["shards", "verify", "nowhere"],
+    "checkpoint": ["checkpoint", "list", "nowhere"],
+    "bench": ["bench", "ops"],
+}
+
+
+@pytest.mark.parametrize("words", ALONE.values(), ids=ALONE)
+def test_what_one_process_does_is_refused_to_many(words, capsys, second_of_two):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"crate-graph: error: rank 1: {words[0]}: the work of one process, and 2 were started; ")
+
+
+@pytest.mark.parametrize("step, said", [("3", "of one process"), ("4294967290", "nowhere"), (None, "nowhere")])
+def test_a_shell_of_an_allocation_is_no_task_of_it(step, said, capsys, monkeypatch):
+    """`salloc` gives its shell the variables of the job; only a step of srun is many processes."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    job |= {"SLURM_JOB_NODELIST": "localhost", **({"SLURM_STEP_ID": step} if step else {})}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert main(["checkpoint", "list", "nowhere"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_process_ends_with_the_code():
     command = [sys.executable, "-m", "crate_graph", "train", "quikstart"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
