@@ -9,6 +9,7 @@ from typing import Literal
 from crate_graph.errors import RunFailed, UserError
 from crate_graph.redaction import redact
 
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 Status = Literal["ok", "warning", "failed"]
 
 
@@ -39,5 +40,7 @@ def failing(name: str, look: Callable[..., list[Check]], *args: object) -> list[
         return [Check(name, "failed", f"{type(error).__name__}: {error}", "the check itself failed; please report it")]
 
 
-def gigabytes(count: float) -> str:
-    return f"{count / 1e9:.3g} GB"
+def amount(count: float) -> str:
+    """Bytes in the unit that shows them best, with three figures: 3.61 MB."""
+    unit, scale = next((each for each in _UNITS if count >= 0.9995 * each[1]), _UNITS[-1])
+    return f"{count / scale:.3g} {unit}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 EXAMPLE = (
@@ -33,7 +34,13 @@ def _doctor(args: argparse.Namespace) -> int:
     from crate_graph.doctor.report import as_json, as_table
     from crate_graph.doctor.run import examine
 
-    checks = examine(recipe, args.run_dir)
-    if discover().is_main:
+    is_main = discover().is_main
+
+    def say(text: str) -> None:
+        if is_main and not args.json:
+            print(text, file=sys.stderr, flush=True)
+
+    checks = examine(recipe, args.run_dir, say)
+    if is_main:
         print(as_json(checks) if args.json else as_table(checks))
     return int(any(check.status == "failed" for check in checks))

@@ -15,7 +15,7 @@ import torch
 from packaging.requirements import Requirement
 
 from crate_graph.cluster.versions import installed, versions
-from crate_graph.doctor.check import Check, gigabytes
+from crate_graph.doctor.check import Check, amount
 
 FREE_BYTES, FREE_FILES = 20e9, 10_000  # room for a few checkpoints of a large model
 MEMORY_PER_PROCESS = 4e9  # PyTorch, a model, its optimizer and two loader workers
@@ -67,7 +67,7 @@ def check_devices(processes: int) -> list[Check]:
         return [Check("devices", "warning", "no GPU", "it trains on the CPU; for a GPU look at nvidia-smi")]
     count = torch.cuda.device_count()
     about = [torch.cuda.get_device_properties(n) for n in range(count)]
-    names = sorted({f"{each.name} with {gigabytes(each.total_memory)}" for each in about})
+    names = sorted({f"{each.name} with {amount(each.total_memory)}" for each in about})
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     driver = known[0].rpartition(", ")[2] if known else "unknown"
     found = f"{count} x {', '.join(names)}; driver {driver}, CUDA {torch.version.cuda}, NCCL {nccl}"
@@ -100,9 +100,9 @@ def check_folder(folder: Path) -> list[Check]:
         ]
     room = os.statvfs(there)
     free, files = room.f_bavail * room.f_frsize, room.f_favail
-    found = f"{folder}: {gigabytes(free)} free, " + (f"{files:,} files can be made" if room.f_files else "any files")
+    found = f"{folder}: {amount(free)} free, " + (f"{files:,} files can be made" if room.f_files else "any files")
     if free < FREE_BYTES or (room.f_files and files < FREE_FILES):
-        remedy = f"checkpoints may need more than {gigabytes(FREE_BYTES)} and {FREE_FILES:,} files: make room"
+        remedy = f"checkpoints may need more than {amount(FREE_BYTES)} and {FREE_FILES:,} files: make room"
         return [Check("run folder", "warning", found, remedy)]
     return [Check("run folder", "ok", found)]
 
@@ -125,9 +125,9 @@ def check_shared_memory(folder: Path, needed: float | None) -> list[Check]:
     if not folder.is_dir():
         return [Check("shared memory", "failed", f"no {folder}", "mount a tmpfs there")]
     free = shutil.disk_usage(folder).free
-    found = f"{folder}: {gigabytes(free)} free"
+    found = f"{folder}: {amount(free)} free"
     if needed is not None:
-        found += f", loader workers need {gigabytes(needed)}"
+        found += f", loader workers need {amount(needed)}"
     remedy = "docker run --shm-size=..., in Kubernetes an emptyDir of medium Memory there; or data.workers=0"
     if needed is not None and free < needed:
         return [Check("shared memory", "failed", found, remedy)]
@@ -138,13 +138,13 @@ def check_memory(processes: int) -> list[Check]:
     """What is available, also to the control group that this process is in."""
     total, available = psutil.virtual_memory().total, psutil.virtual_memory().available
     limit = _group_limit()
-    found = f"{gigabytes(available)} of {gigabytes(total)} available"
+    found = f"{amount(available)} of {amount(total)} available"
     if limit is not None and limit < total:
-        found += f", {gigabytes(limit)} allowed to this control group"
+        found += f", {amount(limit)} allowed to this control group"
         available = min(available, limit)
     needed = processes * MEMORY_PER_PROCESS
     if available < needed:
-        remedy = f"{processes} processes want about {gigabytes(needed)}: ask the scheduler for more (--mem=0 in Slurm)"
+        remedy = f"{processes} processes want about {amount(needed)}: ask the scheduler for more (--mem=0 in Slurm)"
         return [Check("memory", "warning", found, remedy)]
     return [Check("memory", "ok", found)]
 

@@ -38,13 +38,15 @@ def _judge_loopback(found: str, address: str, interface: str, hosts: int) -> Che
         loopback = ipaddress.ip_address(of_name).is_loopback
     except OSError:
         of_name, loopback = "no address", True
+    if hosts == 1:
+        return Check("network", "ok", found)  # its processes reach each other over loopback as well
     if "GLOO_SOCKET_IFNAME" in told or not loopback:
-        if hosts > 1 and ipaddress.ip_address(address).is_loopback and "GLOO_SOCKET_IFNAME" not in told:
+        if ipaddress.ip_address(address).is_loopback and "GLOO_SOCKET_IFNAME" not in told:
             return Check(
                 "network", "failed", found, "MASTER_ADDR is a loopback address: name the first host by another"
             )
         return Check("network", "ok", found)
     found += f"; the name {name} means {of_name}"
     useful = interface if not ipaddress.ip_address(address).is_loopback else "the interface that leads to other hosts"
-    remedy = f"with several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to {useful} (NETWORK=tcp or gloo)"
-    return Check("network", "failed" if hosts > 1 else "warning", found, remedy)
+    remedy = f"set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to {useful} (NETWORK=tcp or gloo)"
+    return Check("network", "failed", found, remedy)

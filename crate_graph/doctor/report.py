@@ -36,7 +36,8 @@ def as_table(checks: Sequence[Check]) -> str:
                 f"-> {remedy}", WIDTH, initial_indent=" " * len(head), subsequent_indent=" " * len(head), **_WHOLE
             )
     counts = _counts(checks)
-    return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
+    plural = "s" if counts["warning"] != 1 else ""
+    return "\n".join([*lines, "", f"{counts['ok']} ok, {counts['warning']} warning{plural}, {counts['failed']} failed"])
 
 
 _WHOLE = {"break_long_words": False, "break_on_hyphens": False}  # commands and addresses stay whole

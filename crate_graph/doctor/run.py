@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from crate_graph.doctor.together import check_all_reduce, check_clocks
 from crate_graph.errors import RunFailed, UserError
 
 
-def examine(recipe: Recipe | None, run_dir: Path | None) -> list[Check]:
-    """All findings, on every process of the run.
+def examine(recipe: Recipe | None, run_dir: Path | None, say: Callable[[str], None]) -> list[Check]:
+    """All findings, on every process of the run; `say` is told what is about to be examined.
 
     Raises:
         RunFailed: the processes did not meet; not on rank 0, where that is one of the findings.
@@ -31,40 +32,47 @@ def examine(recipe: Recipe | None, run_dir: Path | None) -> list[Check]:
             try:
                 stack.enter_context(process_group(ranks))
             except (UserError, RunFailed) as error:
-                return _alone(recipe, run_dir, ranks, error)
+                return _alone(recipe, run_dir, ranks, error, say)
         with naming_a_lost_peer():
-            return _together(recipe, run_dir, ranks)
+            return _together(recipe, run_dir, ranks, say)
 
 
-def _alone(recipe: Recipe | None, run_dir: Path, ranks: Ranks, error: UserError | RunFailed) -> list[Check]:
+def _alone(
+    recipe: Recipe | None, run_dir: Path, ranks: Ranks, error: UserError | RunFailed, say: Callable[[str], None]
+) -> list[Check]:
     if not ranks.is_main:
         raise RunFailed(str(error)) from None
     found, _, remedy = str(error).rpartition("; ")
     met = Check("meeting", "failed", found, remedy, socket.gethostname())
-    return [met, *_of_host(recipe, run_dir, ranks, 1, 1)]
+    return [met, *_of_host(recipe, run_dir, ranks, 1, 1, say)]
 
 
-def _together(recipe: Recipe | None, run_dir: Path, ranks: Ranks) -> list[Check]:
+def _together(recipe: Recipe | None, run_dir: Path, ranks: Ranks, say: Callable[[str], None]) -> list[Check]:
     hosts = gather(ranks, socket.gethostname())
-    first_here = hosts.index(hosts[ranks.rank]) == ranks.rank
-    mine = _of_host(recipe, run_dir, ranks, hosts.count(hosts[ranks.rank]), len(set(hosts))) if first_here else []
+    here, mine = hosts[ranks.rank], []
+    if hosts.index(here) == ranks.rank:
+        mine = _of_host(recipe, run_dir, ranks, hosts.count(here), len(set(hosts)), say)
     findings = [check for checks in gather(ranks, mine) for check in checks]
     if recipe is not None:
         findings += failing("batches", check_batches, recipe, ranks.world)
     if ranks.world > 1:
         places = ", ".join(f"{hosts.count(host)} on {host}" for host in dict.fromkeys(hosts))
+        say("examining the network between the processes: clocks, all-reduce")
         findings.append(Check("meeting", "ok", f"{ranks.world} processes of equal versions: {places}"))
         findings += check_clocks(ranks, hosts)
         findings += check_all_reduce(ranks)
     return findings
 
 
-def _of_host(recipe: Recipe | None, run_dir: Path, ranks: Ranks, processes: int, hosts: int) -> list[Check]:
+def _of_host(
+    recipe: Recipe | None, run_dir: Path, ranks: Ranks, processes: int, hosts: int, say: Callable[[str], None]
+) -> list[Check]:
     """What this host finds of itself."""
     needed = None if recipe is None else shared_bytes(recipe, ranks.world, processes)
     looks = examine_host(run_dir, processes, needed)
     looks.append(("network", check_network, ranks.master[0] if ranks.master else None, hosts))
     if recipe is not None:
         looks.append(("shards", check_shards, recipe))
+    say(f"examining {'this' if hosts == 1 else 'each'} host: {', '.join(name for name, *_ in looks)}")
     found = [check for name, look, *arguments in looks for check in failing(name, look, *arguments)]
     return [replace(check, host=socket.gethostname()) for check in found]

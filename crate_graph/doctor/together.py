@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from crate_graph.cluster.groups import gather
 from crate_graph.cluster.ranks import Ranks
-from crate_graph.doctor.check import Check
+from crate_graph.doctor.check import Check, amount
 
 SIZES = (4 << 10, 1 << 20, 32 << 20)  # bytes
 ROUNDS = 5
@@ -71,12 +71,16 @@ def check_all_reduce(ranks: Ranks) -> list[Check]:
 def judge_all_reduce(seconds: dict[int, float], world: int, backend: str) -> Check:
     """Of the median time of each size in bytes."""
     rates = {size: 2 * (world - 1) / world * size / taken for size, taken in seconds.items()}
-    parts = [f"{_size(size)} {taken * 1e3:.3g} ms ({rates[size] / 1e9:.3g} GB/s)" for size, taken in seconds.items()]
+    parts = [f"{_size(size)} {_time(taken)} ({amount(rates[size])}/s)" for size, taken in seconds.items()]
     found = f"{backend}, {world} processes: {', '.join(parts)}"
     if rates[max(rates)] < SLOW[backend]:
         remedy = "see which network was chosen (NCCL_DEBUG=INFO), and try NETWORK=infiniband, efa or tcp (launch/env)"
         return Check("all-reduce", "warning", found, remedy)
     return Check("all-reduce", "ok", found)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def _size(size: int) -> str:

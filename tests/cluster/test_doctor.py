@@ -13,7 +13,7 @@ from crate_graph.cli import main
 from crate_graph.cluster.interfaces import fitting
 from crate_graph.config import load_recipe
 from crate_graph.doctor import host, network, recipe, together
-from crate_graph.doctor.check import Check, failing
+from crate_graph.doctor.check import Check, amount, failing
 from crate_graph.doctor.report import as_table
 from crate_graph.shipped import shipped_folder
 
@@ -26,7 +26,9 @@ def by_name(text):
 
 def test_alone(tmp_path, capsys):
     assert main(["doctor", "quickstart", "--run-dir", str(tmp_path / "run"), "--json"]) == 0
-    checks = by_name(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err == ""
+    checks = by_name(out)
     names = ["versions", "run folder", "shared memory", "memory", "open files", "batches"]
     for name in [*names, "shards of train", "shards of test"]:
         assert checks[name]["status"] in ("ok", "warning"), checks[name]
@@ -39,7 +41,8 @@ def test_alone(tmp_path, capsys):
 def test_a_failed_check_is_exit_code_1_and_shows_its_remedy(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--run-dir", str(tmp_path / "file" / "run")]) == 1
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert said.startswith("examining this host: versions, devices, run folder") and said.count("\n") == 1
     assert "failed   run folder" in shown and "-> choose another --run-dir" in shown and "1 failed" in shown
 
 
@@ -115,7 +118,7 @@ def test_a_full_disk_and_small_shared_memory(small_tmpfs):
     assert check.status == "failed" and "No space left" in check.found
     assert host.check_shared_memory(small_tmpfs, None)[0].status == "warning"
     (check,) = host.check_shared_memory(small_tmpfs, 2e6)
-    assert check.status == "failed" and "loader workers need 0.002 GB" in check.found
+    assert check.status == "failed" and "loader workers need 2 MB" in check.found
     assert host.check_shared_memory(small_tmpfs / "none", None)[0].status == "failed"
 
 
@@ -154,6 +157,15 @@ def test_loopback_does_not_lead_to_other_hosts(monkeypatch):
     assert network.check_network("nowhere.invalid", 2)[0].status == "failed"
 
 
+def test_loopback_is_no_matter_on_one_host(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(network.socket, "gethostbyname", lambda name: "127.0.1.1")  # as Debian's /etc/hosts has it
+    monkeypatch.setattr(network.socket, "gethostname", lambda: "localhost")
+    (check,) = network.check_network(None, 1)
+    assert (check.status, check.remedy) == ("ok", "") and "localhost is reached by lo" in check.found
+    assert network.check_network("127.0.0.1", 1)[0].status == "ok"
+
+
 @pytest.mark.parametrize(
     "variable, value, meant",
     [
@@ -179,7 +191,11 @@ def test_clocks_that_differ():
 def test_a_slow_network():
     times = {4 << 10: 1e-3, 1 << 20: 1e-2, 32 << 20: 4.0}
     check = together.judge_all_reduce(times, 4, "gloo")
-    assert check.status == "warning" and "32 MiB 4e+03 ms (0.0126 GB/s)" in check.found
+    assert (
+        check.status == "warning"
+        and "4 KiB 1 ms (6.14 MB/s)" in check.found
+        and "32 MiB 4 s (12.6 MB/s)" in check.found
+    )
     assert together.judge_all_reduce({**times, 32 << 20: 0.1}, 4, "gloo").status == "ok"
 
 
@@ -220,6 +236,15 @@ def test_what_hosts_have_alike_is_one_line():
     checks = [Check("memory", "ok", "much", "", name) for name in ("a", "b")]
     lines = as_table([*checks, Check("memory", "warning", "little", "add some", "c")]).splitlines()
     assert lines[:3] == ["ok       memory  a, b: much", "warning  memory  c: little", " " * 17 + "-> add some"]
+    assert lines[-1] == "2 ok, 1 warning, 0 failed"
+    assert as_table(checks).splitlines()[-1] == "2 ok, 0 warnings, 0 failed"
+
+
+@pytest.mark.parametrize(
+    "count, shown", [(512, "0.512 kB"), (3.61e6, "3.61 MB"), (9.999e8, "1 GB"), (8e10, "80 GB"), (1.234e13, "12.3 TB")]
+)
+def test_bytes_have_the_unit_that_shows_them(count, shown):
+    assert amount(count) == shown
 
 
 def test_a_run_folder_that_is_to_be(tmp_path, monkeypatch):
