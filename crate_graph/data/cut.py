@@ -65,7 +65,7 @@ def _grid(item: Item, patch: int, stride: int) -> tuple[int, int]:
 def _pixels(item: Item) -> np.ndarray:
     """(H, W, 3) uint8, or (H, W) where it is grey."""
     try:
-        values = decode_photograph(read_item(item), f"sample {item.key!r}")
+        values = decode_photograph(read_item(item), f"sample {item.key!r}", as_stored=True)
     except Damaged as error:
         raise UserError(f"sample {item.key!r} cannot be decoded ({error}); mend or remove it") from None
     pixels = np.rint(255 * values).astype(np.uint8)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
+import warnings
 
 import numpy as np
 from PIL import Image
 
 from crate_graph.errors import UserError
 
+ORIENTATION = 274  # the EXIF and TIFF tag
+SAMPLES_PER_PIXEL = 277  # the TIFF tag
 MODES = {1: "L", 3: "RGB"}
 ALPHA = ("RGBA", "LA", "PA", "RGBa")
 READABLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *ALPHA)  # what Pillow turns into 8-bit RGB or grey
@@ -33,23 +37,47 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def decode_photograph(data: bytes, where: str) -> np.ndarray:
+def decode_photograph(data: bytes, where: str, *, as_stored: bool = False) -> np.ndarray:
     """Decode a picture as (H, W, 3) float32 in [0, 1]; grey in three equal channels, 16-bit grey in full.
 
     Palettes and an alpha channel that hides nothing are turned into RGB; of 16-bit colour Pillow keeps 8 bits.
 
     Args:
         where: names the picture in an error.
+        as_stored: do not turn it as its EXIF says.
 
     Raises:
         Damaged: see `decode_image`.
-        UserError: several pictures in one file, CMYK, or pixels that are transparent; `restore` refuses the same.
+        UserError: several pictures in one file, CMYK, pixels that are transparent, channels that are neither colour nor
+            alpha; `restore` refuses the same.
     """
     image = _open(data)
     check_photograph(image, where)
+    number = 1 if as_stored else _orientation(image)
     if _is_grey16(image):
-        return np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
+        values = np.repeat((np.asarray(image, dtype=np.float32) / 65535)[..., None], 3, axis=2)
+    else:
+        values = np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
+    return upright(values, number)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels (H, W, C) as the EXIF number says, so that the first row is the top of the scene."""
+    if orientation >= 5:  # rows are columns
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 to 8; 1 where the file says none, or Pillow has turned the picture already (a TIFF)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged EXIF
+        number = image.getexif().get(ORIENTATION, 1)
+    return number if number in range(1, 9) else 1
 
 
 def check_photograph(image: Image.Image, where: str) -> None:
@@ -59,6 +87,8 @@ def check_photograph(image: Image.Image, where: str) -> None:
         raise UserError(f"{where}: holds {frames} pictures; save one of them")
     if image.mode == "CMYK":
         raise UserError(f"{where}: its colours are CMYK; convert it to grey or RGB first")
+    if _has_unknown_channel(image):
+        raise UserError(f"{where}: has a channel that is neither colour nor alpha; save it in grey or RGB")
     has_alpha = image.mode in ALPHA or "transparency" in image.info
     if has_alpha and image.convert("RGBA").getextrema()[3][0] < 255:
         raise UserError(f"{where}: some pixels are transparent; flatten the picture onto a background")
@@ -86,6 +116,20 @@ def _open(data: bytes) -> Image.Image:
     if image.mode not in READABLE and not _is_grey16(image):
         raise Damaged(f"pixels of type {image.mode}, which have no known range")
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return orientation(image)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error) as error:
+        raise Damaged(f"its EXIF cannot be read: {error}") from None
+
+
+def _has_unknown_channel(image: Image.Image) -> bool:
+    """Of a TIFF, whose further channels Pillow leaves out or calls X."""
+    if image.format != "TIFF":
+        return False
+    return image.mode == "RGBX" or image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > len(image.getbands())
 
 
 def _reason(error: Exception, data: bytes) -> str:

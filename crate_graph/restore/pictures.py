@@ -23,11 +23,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from crate_graph.data.decode import ORIENTATION, orientation
 from crate_graph.errors import UserError
 from crate_graph.export.staging import staged
 
 FORMATS = {"PNG": ".png", "TIFF": ".tif", "JPEG": ".jpg"}
-ORIENTATION = 274  # the EXIF and TIFF tag
 JPEG_QUALITY = 95
 MOST_PAGES = 64  # of a TIFF: the picture, smaller copies of it, masks
 MOST_VALUES = 2**31  # of one picture; a damaged header may claim any number
@@ -88,17 +88,6 @@ def read_picture(path: Path) -> Picture:
         reason = "nothing after its first bytes" if unknown else " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: damaged ({reason}); use another copy of the picture") from None
     return picture
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn stored pixels (H, W, C) as the EXIF number says, so that the first row is the top of the scene."""
-    if orientation >= 5:  # rows are columns
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def write_picture(
@@ -165,7 +154,7 @@ def _read_png(data: bytes) -> Picture:
     image = _open(data)
     if getattr(image, "n_frames", 1) > 1:
         raise Unusable(f"an animation of {image.n_frames} pictures; save one of them")
-    facts = {"format": "PNG", "icc": image.info.get("icc_profile"), "orientation": _orientation(image)}
+    facts = {"format": "PNG", "icc": image.info.get("icc_profile"), "orientation": orientation(image)}
     if data[24] < 16:  # bit depth, in the header
         return Picture(_pixels(image), 8, **facts)
     if "transparency" in image.info:
@@ -177,7 +166,7 @@ def _read_png(data: bytes) -> Picture:
 
 def _read_jpeg(data: bytes) -> Picture:
     image = _open(data)
-    return Picture(_pixels(image), 8, "JPEG", image.info.get("icc_profile"), _orientation(image))
+    return Picture(_pixels(image), 8, "JPEG", image.info.get("icc_profile"), orientation(image))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -198,13 +187,6 @@ def _any_size() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def _orientation(image: Image.Image) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        number = image.getexif().get(ORIENTATION, 1)
-    return number if number in range(1, 9) else 1
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -236,8 +218,8 @@ def _read_tiff(data: bytes) -> Picture:
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
     if page.bitspersample < 8 and not palette:  # one value per byte, not spread over its range
         values = values * np.uint8(255 // (2**page.bitspersample - 1))
-    orientation, icc = page.tags.valueof(ORIENTATION, 1), page.iccprofile
-    facts = {"format": "TIFF", "icc": icc, "orientation": orientation if orientation in range(1, 9) else 1}
+    turned, icc = page.tags.valueof(ORIENTATION, 1), page.iccprofile
+    facts = {"format": "TIFF", "icc": icc, "orientation": turned if turned in range(1, 9) else 1}
     bits = 32 if values.dtype.kind == "f" else 8 if page.bitspersample < 16 else 16
     if palette:
         colours = (page.colormap.T >> 8).astype(np.uint8)  # (entries, 3), 16 bits each
@@ -270,6 +252,8 @@ def _check_tiff(page: tifffile.TiffPage) -> None:
         raise Unusable(f"is not one flat picture (its axes are {page.axes}); save one plane of it")
     if name == "PALETTE" and page.colormap is None:
         raise ValueError("a palette without colours")
+    if tifffile.EXTRASAMPLE.UNSPECIFIED in page.extrasamples:
+        raise Unusable("has a channel that is neither colour nor alpha; save it in grey or RGB")
     if math.prod(page.shape) > MOST_VALUES:
         raise Unusable(f"says that it is {page.imagewidth} x {page.imagelength}, which is more than fits into memory")
     kind = "none" if page.dtype is None else page.dtype.kind

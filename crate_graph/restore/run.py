@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from crate_graph.cluster.ranks import discover
+from crate_graph.data.decode import upright
 from crate_graph.data.progress import progress
 from crate_graph.errors import UserError
 from crate_graph.export.restorer import Restorer
@@ -24,7 +25,7 @@ from crate_graph.models.observation import interpolate_known
 from crate_graph.models.tiles import restore_tiled
 from crate_graph.restore.compare import write_comparison
 from crate_graph.restore.outputs import Outputs, plan_outputs
-from crate_graph.restore.pictures import Picture, read_picture, upright, write_picture
+from crate_graph.restore.pictures import Picture, read_picture, write_picture
 from crate_graph.restore.raw import SUFFIXES, read_raw
 from crate_graph.restore.request import Request, check_request
 from crate_graph.restore.scene import Scene, bring_to_phase, observe_scene

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from crate_graph.data.decode import Damaged, decode_photograph, upright
 from crate_graph.errors import UserError
-from crate_graph.restore.pictures import FORMATS, quantize, read_picture, upright, write_picture
+from crate_graph.restore.pictures import FORMATS, quantize, read_picture, write_picture
 
 PROFILES = {space: ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes() for space in ("sRGB", "LAB")}
 
@@ -104,6 +105,10 @@ def test_orientation_is_honoured(orientation, tmp_path):
         assert picture.orientation == orientation and picture.pixels.shape == stored.shape, name
         if name != "a.jpg":
             assert np.array_equal(quantize(upright(picture.pixels, orientation), 8), turned), name
+        evaluated = decode_photograph((tmp_path / name).read_bytes(), name)
+        assert np.array_equal(quantize(evaluated, 8), quantize(upright(picture.pixels, orientation), 8)), name
+    as_stored = decode_photograph((tmp_path / "a.png").read_bytes(), "it", as_stored=True)
+    assert np.array_equal(quantize(as_stored, 8), stored)
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "packbits", "lzma"])
@@ -164,6 +169,7 @@ def unusable() -> dict[str, tuple[bytes, str]]:
     colours = Image.fromarray(quantize(pixels(3), 8))
     alpha = np.asarray(colours.convert("RGBA")).copy()
     alpha[2, 3, 3] = 100
+    opaque = np.asarray(colours.convert("RGBA"))
     alpha16 = alpha.astype(np.uint16) * 257
     nan, far = pixels(3).copy(), 3 * pixels(3)
     nan[2, 4, 1] = np.nan
@@ -179,6 +185,12 @@ def unusable() -> dict[str, tuple[bytes, str]]:
         "alpha.tif": (tiff(alpha), "transparent pixels .*; flatten it"),
         "alpha16.png": (imagecodecs.png_encode(alpha16), "transparent pixels .*; flatten it"),
         "key.png": (saved(colours, "PNG", transparency=tuple(colours.getpixel((0, 0)))), "transparent pixels"),
+        "extra.tif": (tiff(opaque, extrasamples=["unspecified"]), "neither colour nor alpha; save it in grey or RGB"),
+        "extras.tif": (tiff(np.dstack([opaque, opaque[..., :1]])), "alpha"),
+        "extra_grey.tif": (
+            tiff(opaque[..., :2], "minisblack", extrasamples=["unspecified"], planarconfig="contig"),
+            "neither colour nor alpha; save it",
+        ),
         "cmyk.jpg": (saved(colours.convert("CMYK"), "JPEG"), "its colours are CMYK; convert it to grey or RGB"),
         "cmyk.tif": (saved(colours.convert("CMYK"), "TIFF"), "its colours are SEPARATED; convert it"),
         "lab.tif": (saved(colours.convert("LAB"), "TIFF"), "its colours are CIELAB; convert it"),
@@ -205,9 +217,9 @@ def saved(image: Image.Image, format: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def tiff(values: np.ndarray, photometric: str | int = "rgb") -> bytes:
+def tiff(values: np.ndarray, photometric: str | int = "rgb", **options) -> bytes:
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, photometric=photometric, metadata=None)
+    tifffile.imwrite(buffer, values, photometric=photometric, metadata=None, **options)
     return buffer.getvalue()
 
 
@@ -217,6 +229,9 @@ def test_what_we_cannot_use_is_refused_by_name(name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / name))}: .*{says}"):
         read_picture(tmp_path / name)
+    if name != "web.png":  # what `evaluate` reads as well
+        with pytest.raises((UserError, Damaged)):
+            decode_photograph(content, name)
 
 
 def test_what_is_not_there_is_refused(tmp_path):
