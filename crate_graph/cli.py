@@ -6,6 +6,7 @@ Exit code: 0 on success, 2 on a user's mistake (one line on stderr), 1 on a fail
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -21,6 +22,11 @@ from crate_graph.redaction import redact
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+# What an OSError says that is no fault of ours, and the remedy.
+OF_FILES = {
+    **dict.fromkeys(FULL_DISK, "make room and start the same command again"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 SHARED = ("train", "evaluate", "doctor")  # verbs whose work many processes share; others would do it many times over
 
 
@@ -60,13 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"crate-graph: failed: {_on_rank()}{redact(' '.join(str(error).split()))}", file=sys.stderr)
         return _ended("failed", 1)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if error.errno not in OF_FILES:
             raise
         where = error.filename or "the disk"
-        print(
-            f"crate-graph: error: {where}: {error.strerror}; make room and start the same command again",
-            file=sys.stderr,
-        )
+        print(f"crate-graph: error: {where}: {error.strerror}; {OF_FILES[error.errno]}", file=sys.stderr)
         return _ended("mistake", 2)
     except RuntimeError as error:
         if "home directory" not in str(error):

@@ -141,6 +141,13 @@ class Data(Section):
     patch: Annotated[int, Field(ge=5, le=4096)] = 64  # side of the square that is cut from a training picture
     color: Literal["rgb", "y"] = "rgb"  # y: luma, BT.601 in studio range
 
+    @field_validator("dataset")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError(f"data.dataset={value!r} is empty: name a shipped data set, a folder or an address")
+        return value
+
 
 class Batch(Section):
     """micro_batch x accumulation x world size = global_batch."""

@@ -68,6 +68,8 @@ def open_subject(name: str, data: str, overrides: Sequence[str] = ()) -> Subject
         UserError: nothing of that name, a damaged checkpoint, a problem that the model was not trained for, or an
             override that could change nothing.
     """
+    if not data.strip():
+        raise UserError(f"--data {data!r}: is empty; name a data set, its folder or its address")
     _check_overrides(data, overrides)
     if name in METHODS or name in UNTRAINED:
         return _open_method(name, data, overrides)

@@ -39,6 +39,8 @@ class ConvRestorer(nn.Module):
         """observed, mask (B, C, H, W) in [0, 1]; sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
         sigma = sigma if self.noise_aware else None
         observed = check_observation(observed, mask, self.in_chans, sigma)
+        if not len(observed):
+            return observed  # an empty batch, of which PyTorch's pixel shuffles make another shape
         start, x = self.entry(observed, mask, sigma)  # (B, C, H, W), (B, dim, H/2, W/2)
         for block in self.blocks:
             x = x + block(x)

@@ -59,8 +59,8 @@ def check_observation(observed: Tensor, mask: Tensor, in_chans: int, sigma: Tens
         sigma: (B,) or None.
 
     Raises:
-        UserError: other than float32, another shape, a mask that is not of 0 and 1 (looked at on a CPU only, where that
-            does not wait for a device), a picture smaller than the window.
+        UserError: other than float32, another shape, a picture smaller than the window; and, looked at on a CPU only,
+            where that does not wait for a device, a mask that is not of 0 and 1, a sigma that is negative or no number.
     """
     if not (isinstance(observed, Tensor) and isinstance(mask, Tensor)):
         raise UserError(
@@ -84,6 +84,8 @@ def check_observation(observed: Tensor, mask: Tensor, in_chans: int, sigma: Tens
     eager = type(mask) is Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if eager and mask.device.type == "cpu" and not ((mask == 0) | (mask == 1)).all():
         raise UserError("a mask holds other values than 0 and 1; it should be 1 where a value is known, else 0")
+    if eager and sigma is not None and sigma.device.type == "cpu" and not ((sigma >= 0) & sigma.isfinite()).all():
+        raise UserError(f"sigma={sigma.tolist()}: a noise level should be a number, 0 or more, where white is 1")
     height, width = observed.shape[-2:]
     if min(height, width) < WINDOW:
         raise UserError(

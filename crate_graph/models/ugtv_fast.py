@@ -147,6 +147,8 @@ class UGTVFast(nn.Module):
     def forward(self, observed: Tensor, mask: Tensor, sigma: Tensor | None = None) -> Tensor:
         """observed, mask (B, C, H, W); sigma (B,), used where the network is noise aware. -> (B, C, H, W)."""
         observed = check_observation(observed, mask, self.in_chans, sigma)
+        if not len(observed):
+            return observed  # an empty batch, of which PyTorch's pixel shuffles make another shape
         noise = None
         if self.noise_aware:
             noise = observed.new_zeros(len(observed)) if sigma is None else sigma

@@ -60,8 +60,8 @@ class RunFolder:
         Raises:
             UserError: it cannot be written, or another run is using it.
         """
-        self._new = not self.path.exists()
         try:
+            self._new = not self.path.exists()
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")

@@ -74,6 +74,13 @@ def test_known_values_are_kept_and_any_size_works(name, in_chans, size):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_an_empty_batch_stays_empty(name):
+    with torch.no_grad():
+        estimate = small(name)(*mosaic(8, 9, batch=0))
+    assert estimate.shape == (0, 3, 8, 9) and estimate.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_a_picture_smaller_than_the_window_is_refused(name):
     with pytest.raises(UserError, match="4 x 9 pixels is smaller than the window of 5 x 5"):
         small(name)(*mosaic(9, 4))
@@ -104,11 +111,14 @@ def test_what_stands_where_nothing_is_known_does_not_matter(name):
             assert torch.equal(model(torch.where(mask > 0, observed, filler), mask), expected)
 
 
-def test_a_noise_level_of_another_shape_is_refused():
+def test_a_noise_level_of_another_shape_or_that_is_none_is_refused():
     model, (observed, mask) = small("ugtv_fast", noise_aware=True), mosaic(8, 8, batch=2)
     for wrong in (0.1, torch.tensor(0.1), torch.zeros(3)):
         with pytest.raises(UserError, match=r"should be a tensor of shape \(2,\)"):
             model(observed, mask, wrong)
+    for wrong in (-0.1, torch.nan, torch.inf):
+        with pytest.raises(UserError, match=r"a noise level should be a number, 0 or more, where white is 1"):
+            model(observed, mask, torch.tensor([0.1, wrong]))
 
 
 @pytest.mark.parametrize("prior", ["uglr", "ugtv"])
