@@ -1,10 +1,11 @@
 """Processes of a run, started by a parent that has imported everything once: each is a fork of its own that runs a
-command of crate-graph. Reads {"processes": [{"environment": {...}, "path": [...]}, ...], "command": [...], "folder": F}
+command of crate-graph, or another program. Reads {"processes": [{"environment": {...}, "path": [...]}, ...], "command": [...], "folder": F}
 as a line of JSON, starts them, and answers with their exit codes once all have ended; what they print is in F/N.out and
 F/N.err. Started by conftest.py."""
 
 import json
 import os
+import runpy
 import sys
 import time
 import traceback
@@ -22,7 +23,10 @@ def become(number, process, command, folder):
     sys.path[:0] = process.get("path", [])
     time.sleep(process.get("after", 0))
     try:
-        program([*command, *process.get("words", [])])
+        if command[0].endswith(".py"):
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            program([*command, *process.get("words", [])])
     except SystemExit as end:
         code = end.code or 0
     except BaseException:

@@ -47,6 +47,18 @@ def test_they_meet_and_train(forks, unused_port):
     assert json.loads((run_dir / "summary.json").read_text())["world_size"] == 2
 
 
+def test_what_one_of_them_meets_all_raise(forks, unused_port):
+    """A rank that goes on alone would wait for the other in the next collective."""
+    port = unused_port()
+    command = [str(Path(__file__).with_name("agreeing.py"))]
+    forks.start([forks.process(rank, 2, port) for rank in range(2)], command)
+    (code, of_0, err_0), (other, of_1, err_1) = forks.end()
+    assert (code, other) == (0, 0), err_0 + err_1
+    failed, mistake = "RunFailed: the disk of one is gone", "UserError: a file of zero is missing"
+    assert of_0.splitlines() == ["agreed", failed, mistake, "UserError: zero", "agreed"]
+    assert of_1.splitlines() == ["agreed", failed, mistake, "RunFailed: one", "agreed"]
+
+
 def test_two_processes_of_one_rank(forks, unused_port):
     port = unused_port()
     lines, pids = refused(forks, [forks.process(rank, 3, port) for rank in (0, 1, 1)])

@@ -13,6 +13,7 @@ from PIL import Image
 from crate_graph.cli import main
 from crate_graph.errors import RunFailed, UserError
 
+LONG = 300 * "a"  # bytes; a file system takes names of 255
 VERBS = {
     "train": ["train"],
     "plan": ["plan"],
@@ -264,6 +265,37 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path):
 def test_a_home_of_nobody(capsys):
     assert main(["restore", "~nobody-of-that-name/x", "photo.png", "--output", "out"]) == 2
     assert "write it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "quickstart", "--run-dir", LONG],
+        ["train", "quickstart", f"name={LONG}"],
+        ["train", LONG],
+        ["train", "quickstart", f"data.dataset={LONG}"],
+        ["evaluate", LONG, "--data", "fashion_mnist"],
+        ["evaluate", "bilinear", "--data", LONG],
+        ["restore", "ugtv_fast_demosaicking", LONG, "--output", "out"],
+        ["export", LONG, "--format", "onnx", "--output", "out"],
+        ["checkpoint", "verify", LONG],
+        ["shards", "verify", LONG],
+    ],
+    ids=lambda words: " ".join(word.replace(LONG, "LONG") for word in words),
+)
+def test_a_name_that_no_file_can_have(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("crate-graph: error: ") and LONG in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("words", [["evaluate", "bilinear", "--data", " "], ["train", "quickstart", "data.dataset="]])
+def test_data_without_a_name(words, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is empty" in line and "name a" in line
 
 
 @pytest.mark.parametrize("words", [["checkpoint", "list", "nowhere"], ["checkpoint", "verify", "nowhere"]])
