@@ -1,7 +1,7 @@
 """Processes of a run, started by a parent that has imported everything once: each is a fork of its own that runs a
-command of crate-graph, or another program. Reads {"processes": [{"environment": {...}, "path": [...]}, ...], "command": [...], "folder": F}
-as a line of JSON, starts them, and answers with their exit codes once all have ended; what they print is in F/N.out and
-F/N.err. Started by conftest.py."""
+command of crate-graph, or another program. Reads {"processes": [{"environment": {...}, "path": [...]}, ...], "command":
+[...], "folder": F} as a line of JSON, starts them, and answers with their exit codes once all have ended; what they
+print is in F/N.out and F/N.err. Started by conftest.py."""
 
 import json
 import os

@@ -6,6 +6,7 @@ Exit code 2; 1 where others have not come, since a scheduler may start these aga
 import json
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
