@@ -37,8 +37,8 @@ class TrainedRun:
         best = best_entries(self.checkpoints, self.recipe.evaluation.metric)
         if not best:
             raise UserError(
-                f"{self.path}: no checkpoint with a {self.recipe.evaluation.metric}, so none is the best; take the last "
-                f"one, or go on with the run until it is evaluated"
+                f"{self.path}: no checkpoint with a {self.recipe.evaluation.metric}, so none is the best; take the "
+                f"last one, or go on with the run until it is evaluated"
             )
         return best[0]
 
