@@ -1,4 +1,4 @@
-"""Run folders of crate-graph train side by side, as one table in Markdown, CSV and LaTeX: cost, quality, what layers do.
+"""Run folders of crate-graph train side by side, as one table in Markdown, CSV and LaTeX.
 
     .venv/bin/python tools/compare_runs.py runs/crate-0 runs/crate-1 ViT=runs/vit-0 ViT=runs/vit-1
     .venv/bin/python tools/compare_runs.py runs/* --robustness --severity 1,3,5 --output comparison
@@ -63,7 +63,7 @@ METRICS = {
         3,
     ),
 }
-MEAN = "shift_mean"  # over the corruptions of a classifier
+MEAN = "corruptions"  # over the corruptions of a classifier
 
 
 @dataclass(frozen=True)

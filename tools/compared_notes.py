@@ -31,8 +31,8 @@ def notes_on(rows: list[Row], shown: Collection[str], shifts: list[Shift], check
     if any(sample.layer is not None for row in rows for sample in row.samples):
         where = f"their central {SIDE} x {SIDE} pixels, " if rows[0].recipe.task.kind == "restoration" else ""
         notes.append(
-            f"White-box measures: of the last layer, {samples} pictures of the split or all it has, {where}in fp32; names "
-            f"as in crate_graph/analysis/layers.py."
+            f"White-box measures: of the last layer, {samples} pictures of the split or all it has, {where}in fp32; "
+            f"names as in crate_graph/analysis/layers.py."
         )
     return notes
 

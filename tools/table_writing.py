@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -99,7 +100,7 @@ def latex(table: Table) -> str:
             *([rf"\caption{{{_latex_text(table.caption)}}}"] if table.caption else []),
             rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
             r"\toprule",
-            " & ".join(_latex_text(c.head) for c in table.columns) + r" \\",
+            " & ".join(_latex_head(c.head) for c in table.columns) + r" \\",
             r"\midrule",
             *(" & ".join(cells(row)) + r" \\" for row in table.rows),
             r"\bottomrule",
@@ -136,6 +137,12 @@ def _latex_cell(value: Value, column: Column, marks: dict[str, str]) -> str:
     return re.sub(r"^-(?=\d)", "$-$", text)
 
 
+def _latex_head(head: str) -> str:
+    """In short lines, so that many columns fit on a page."""
+    lines = [_latex_text(line) for line in textwrap.wrap(head, _HEAD, break_long_words=False)]
+    return lines[0] if len(lines) == 1 else r"\shortstack{" + r" \\ ".join(lines) + "}"
+
+
 def _raw(value: Value, width: int) -> list[object]:
     if isinstance(value, Missing):
         return [""] * width
@@ -144,6 +151,7 @@ def _raw(value: Value, width: int) -> list[object]:
     return [value, *[""] * (width - 1)]
 
 
+_HEAD = 14  # characters of a line of a head
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
