@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from table_writing import markdown_lines
 from torch import nn
 
 from crate_graph.cluster.ranks import Ranks
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
-        print(markdown(quality(rows) if args.sigma is None else covariate_shift(rows)))
+        cells = quality(rows) if args.sigma is None else covariate_shift(rows)
+        print(markdown_lines([list(cells[0]), *(row.values() for row in cells)]))
         print(f"\nTimes: {device_name()}, a picture of {WIDTH} x {HEIGHT}." if args.sigma is None else "")
     return 0
 
@@ -132,11 +134,6 @@ def both_forms(results: list[dict[str, Any]], title) -> dict[str, str]:
         cells[title(result)] = f"{result['psnr']:.2f} / {result['ssim']:.4f}"
         cells[f"{title(result)}, paper's"] = f"{result['psnr_pooled']:.2f} / {result['ssim_float']:.4f}"
     return cells
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def titled(text: str) -> tuple[str, str]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from crate_graph.analysis.curves import Series, draw_curve, whole_numbers
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, WIDTH, Figure, sheet, show
-from crate_graph.analysis.layers import activations, as_found, matrices, weights
-from crate_graph.analysis.measured import Gathered, Measured
+from crate_graph.analysis.layers import as_found, matrices, weights
+from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.pictures import Observation
+from crate_graph.analysis.probe import over_pictures
 from crate_graph.analysis.subject import Subject
 from crate_graph.measures.graphs import cg_iterates
 from crate_graph.models.graph_networks import UnrolledGraphNetwork, UnrolledSolver, UntrainedGraphNetwork
@@ -49,8 +50,9 @@ def restorer_series(subject: Subject, observations: list[Observation], other: Su
     shown = [(subject.model, subject.architecture, TRAINED), (subject.initial, subject.start, INITIAL)]
     if other is not None:
         shown.append((other.model, f"{other.architecture}, to compare", OTHER))
+    steps = {"cg_steps": True} if is_graph_network(subject.model) else {}
     return [
-        Series(label, colour, _over_pictures(model, observations) + weights(model), matrices(model))
+        Series(label, colour, over_pictures(model, observations, **steps) + weights(model), matrices(model))
         for model, label, colour in shown
     ]
 
@@ -130,17 +132,6 @@ def _add_guide(found: Trace, _, __, output: tuple[Tensor, Tensor]) -> None:
     *iterates, solution = found.iterates[-1]
     guide = output[1][0] - solution
     found.iterates[-1] = [guide + x for x in [*iterates, solution]]
-
-
-def _over_pictures(model: nn.Module, observations: list[Observation]) -> list[Measured]:
-    """One picture at a time: they need not be of one size."""
-    gathered = Gathered()
-    aware = getattr(model, "noise_aware", False)
-    for each in observations:
-        steps = {"cg_steps": True} if is_graph_network(model) else {}
-        for m in activations(model, each.observed, each.mask, each.sigma if aware else None, **steps):
-            gathered.add(m.name, m.layer, torch.tensor(m.mean), m.unit)
-    return gathered.measured()
 
 
 def comparison(subject: Subject, other: Subject | None, observations: list[Observation]) -> Figure:

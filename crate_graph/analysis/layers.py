@@ -159,11 +159,16 @@ def undefined(model: nn.Module) -> dict[str, str]:
 
 
 def has_measures(model: nn.Module) -> bool:
+    return unmeasured(model) is None
+
+
+def unmeasured(model: nn.Module) -> str | None:
+    """Why the layers of `model` have no measures; None where they have."""
     try:
         _layers_of(model)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _layers_of(model: nn.Module) -> tuple[str, list[nn.Module] | list[Part]]:

@@ -15,6 +15,7 @@ from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_netw
 from crate_graph.analysis.layers import has_measures, undefined
 from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
+from crate_graph.analysis.probe import SIDE, last_layer
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
 from crate_graph.analysis.segmentation import iou_figure, judge, segmentation_figure
 from crate_graph.analysis.subject import Subject, open_subject
@@ -23,7 +24,6 @@ from crate_graph.errors import UserError
 from crate_graph.redaction import redact
 from crate_graph.tasks.build import check_degradation, describe
 
-SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless --size says otherwise
 Shown = tuple[list[Figure], list[Measured], str]  # the last in words: on what it was measured
 
 
@@ -182,16 +182,10 @@ def _restorer(subject: Subject, other: Subject | None, request: Request) -> Show
     return figures, series[0].measured, about
 
 
-def _last_layer(measured: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
-    """Of each measure the last value: of the last layer, of a graph network's last block and ADMM layer."""
-    depth: dict[str, int] = {}  # a measure may be there for each ADMM layer, and for each CG step
-    for each in measured:
-        depth[each.name] = min(len(each.layer), depth.get(each.name, len(each.layer)))
-    whole = [each for each in measured if len(each.layer) == depth[each.name]]
-    last = {each.name: each for each in sorted(whole, key=lambda m: m.layer)}
+def _last_layer(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
     return {
         name: {"layer": list(m.layer), "mean": m.mean, "std": m.std, "unit": m.unit, "over": m.over}
-        for name, m in last.items()
+        for name, m in last_layer(measured).items()
     }
 
 

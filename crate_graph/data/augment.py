@@ -261,6 +261,11 @@ def keyed_globals(key: Key) -> Iterator[None]:
         torch.default_generator.set_state(torch_state)
 
 
+def keyed_generator(key: Key) -> np.random.Generator:
+    """A generator of NumPy that draws the same for the same key, whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=keyed_number(key)))
+
+
 def keyed_number(key: Key) -> int:
     """One whole number for a key, by splitmix64's mixing: keys that differ by one share no pattern."""
     state = 0

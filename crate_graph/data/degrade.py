@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from crate_graph.config.schema import Degradation
-from crate_graph.data.augment import Key, keyed_number
+from crate_graph.data.augment import Key, keyed_generator, keyed_number
 from crate_graph.errors import UserError
 
 PHASES = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}  # row and column of the first red pixel
@@ -47,7 +47,7 @@ def observe(clean: np.ndarray, degradation: Degradation, key: Key) -> Observed:
         mask = np.broadcast_to(_pixel_mask(degradation, height, width, key), clean.shape)
     observed, sigma = clean * mask, _level(degradation, key) / 255
     if sigma:
-        noise = _generator((*key, NOISE)).standard_normal(clean.shape, dtype=np.float32)  # (H, W, C)
+        noise = keyed_generator((*key, NOISE)).standard_normal(clean.shape, dtype=np.float32)  # (H, W, C)
         observed += np.float32(sigma) * noise * mask
     return Observed(observed, mask, sigma)
 
@@ -116,7 +116,7 @@ def unpack(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _pixel_mask(degradation: Degradation, height: int, width: int, key: Key) -> np.ndarray:
     """(H, W, 1) float32 of 0 and 1."""
     if degradation.kind == "random":
-        drawn = _generator((*key, MASK)).random((height, width, 1), dtype=np.float32)
+        drawn = keyed_generator((*key, MASK)).random((height, width, 1), dtype=np.float32)
         return (drawn < degradation.keep).astype(np.float32)
     mask = np.zeros((height, width, 1), dtype=np.float32)
     step = 2 if degradation.kind == "decimate" else 1
@@ -130,7 +130,3 @@ def _level(degradation: Degradation, key: Key) -> float:
         return degradation.sigma
     low, high = degradation.sigma
     return low + (high - low) * keyed_number((*key, LEVEL)) / 2**64
-
-
-def _generator(key: Key) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=keyed_number(key)))

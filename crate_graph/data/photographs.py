@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from crate_graph.config.schema import Degradation
+from crate_graph.data.augment import Key
 from crate_graph.data.batch import Batch
 from crate_graph.data.dataset import DESCRIPTION, Dataset, open_dataset, shipped_datasets
 from crate_graph.data.decode import Damaged, decode_photograph
-from crate_graph.data.degrade import luma, observe, pack
+from crate_graph.data.degrade import Observed, luma, observe, pack
 from crate_graph.data.index import IMAGE_EXTENSIONS, Shard
 from crate_graph.data.plan import PAD
 from crate_graph.data.remote.address import is_remote
@@ -143,6 +144,7 @@ class WholeImages:
         pictures: from `open_pictures`.
         degradation: what is lost of each.
         color: "rgb", or "y" for luma.
+        observed_by: what takes a picture, the degradation and a key, and gives what is known of the picture.
         seed: of the degradation.
         rank, world: this process among those that share the pictures.
         pin_memory: batches come in page-locked memory.
@@ -153,6 +155,7 @@ class WholeImages:
         pictures: Pictures,
         degradation: Degradation,
         color: Literal["rgb", "y"] = "rgb",
+        observed_by: Callable[[np.ndarray, Degradation, Key], Observed] = observe,
         *,
         seed: int = 0,
         rank: int = 0,
@@ -161,6 +164,7 @@ class WholeImages:
     ):
         self.split = pictures
         self._degradation, self._color, self._seed = degradation, color, seed
+        self._observe = observed_by
         self._rank, self._world, self._pin_memory = rank, world, pin_memory
 
     def steps(self, epoch: int = 0) -> int:
@@ -204,6 +208,6 @@ class WholeImages:
         clean = BLANK if clean is None else clean  # (H, W, 3)
         if self._color == "y":
             clean = luma(clean)  # (H, W, 1)
-        images = pack([observe(clean, self._degradation, (self._seed, 0, number))])
+        images = pack([self._observe(clean, self._degradation, (self._seed, 0, number))])
         targets = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]  # (1, C, H, W)
         return Batch(images, targets, weight, torch.tensor([number]), damaged)

@@ -17,6 +17,7 @@ from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
 from crate_graph.evaluation.gallery import write_gallery
 from crate_graph.evaluation.loaders import build_eval_loader
+from crate_graph.evaluation.shifts import Shift
 from crate_graph.evaluation.split import evaluate_split
 from crate_graph.evaluation.subjects import Subject, open_subject
 from crate_graph.models.tiles import Tiled
@@ -48,15 +49,21 @@ def evaluate(
         return _judge(subject, tile, pictures, ranks)
 
 
-def judge(subject: Subject, tile: int | None = None, pictures: Path | None = None) -> dict[str, Any]:
-    """Metrics of `subject`, after what it is and what it was judged on."""
+def judge(
+    subject: Subject, tile: int | None = None, pictures: Path | None = None, shift: Shift | None = None
+) -> dict[str, Any]:
+    """Metrics of `subject`, after what it is and what it was judged on; under `shift`, where one is given."""
     ranks = discover()
     with process_group(ranks):
-        return _judge(subject, tile, pictures, ranks)
+        return _judge(subject, tile, pictures, ranks, shift)
 
 
-def _judge(subject: Subject, tile: int | None, pictures: Path | None, ranks: Ranks) -> dict[str, Any]:
+def _judge(
+    subject: Subject, tile: int | None, pictures: Path | None, ranks: Ranks, shift: Shift | None = None
+) -> dict[str, Any]:
     recipe, model = subject.recipe, subject.model
+    if shift is not None:
+        recipe = shift.applied(recipe)
     if tile is not None:
         if recipe.task.kind != "restoration":
             raise UserError(f"--tile {tile}: only pictures that are restored can be cut into tiles; leave it out")
@@ -74,7 +81,9 @@ def _judge(subject: Subject, tile: int | None, pictures: Path | None, ranks: Ran
             return objective(*batch)
 
     with naming_a_lost_peer():
-        loader = build_eval_loader(recipe, ranks, dataset=subject.dataset, mean=subject.mean, std=subject.std)
+        loader = build_eval_loader(
+            recipe, ranks, dataset=subject.dataset, mean=subject.mean, std=subject.std, shift=shift
+        )
         try:
             metrics, damaged = evaluate_split(measure, objective.task, loader, ranks)
         finally:
