@@ -30,7 +30,7 @@ class Layout:
     """The parameters of a model as the optimizer has them."""
 
     groups: tuple[tuple[int, ...], ...]  # elements of each trained parameter, by parameter group
-    frozen: int  # elements that are not trained
+    frozen: tuple[int, ...]  # elements of each that is not trained; ZeRO shares these at stage 3 only
     buffers: int  # bytes
     moments: int  # tensors of the optimizer per parameter, beyond its step count
     average: bool  # whether a moving average is kept
@@ -60,7 +60,7 @@ def state_bytes(layout: Layout, engine: EngineConfig, world: int) -> dict[str, i
         share, steps, ema = weights // world, len(layout.groups), whole
         moments = share * layout.moments
     return {
-        "weights": weights + FP32 * layout.frozen,
+        "weights": weights + FP32 * sum(-(-n // world) if stage == 3 else n for n in layout.frozen),
         "buffers": layout.buffers,
         "master": share,
         "moments": moments + FP32 * steps,
@@ -89,7 +89,12 @@ def gathered_bytes(layout: Layout, engine: EngineConfig, world: int) -> int:
     """Weights that ZeRO-3 brings together for a pass."""
     if engine.zero_stage < 3 or world == 1:
         return 0
-    return FP32 * min(sum(-(-n // world) * world for group in layout.groups for n in group), _MAX_LIVE)
+    return min(gathered_by_zero3(layout, world), FP32 * _MAX_LIVE)
+
+
+def gathered_by_zero3(layout: Layout, world: int) -> int:
+    """All weights, padded so that they divide among the ranks; of those that are frozen too."""
+    return FP32 * sum(-(-n // world) * world for group in (*layout.groups, layout.frozen) for n in group)
 
 
 def _padded(group: tuple[int, ...], world: int) -> int:
