@@ -124,6 +124,9 @@ class DeepSpeedEngine(Engine):
     def local_parameters(self) -> dict[str, Tensor]:
         return self._held(self._params)
 
+    def frozen_parameters(self) -> dict[str, Tensor]:
+        return self._held(self._frozen)
+
     def _held(self, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         return {name: p.ds_tensor.data if self.stage == 3 else p.data for name, p in params.items()}
 
@@ -151,7 +154,7 @@ class DeepSpeedEngine(Engine):
                 full = self._get(name, key)  # collective: every rank takes part
                 if self.ranks.is_main:
                     (portable.model if key is None else portable.moments[key])[name] = to_host(full).view(full.shape)
-        for name, weight in self._held(self._frozen).items():
+        for name, weight in self.frozen_parameters().items():
             full = self.gather(name, weight)
             if self.ranks.is_main:
                 portable.model[name] = to_host(full)
@@ -171,7 +174,7 @@ class DeepSpeedEngine(Engine):
             for key, tensors in portable.moments.items():
                 if name in tensors:
                     self._put(name, key, tensors[name].to(self.device))
-        for name, weight in self._held(self._frozen).items():
+        for name, weight in self.frozen_parameters().items():
             weight.copy_(self.shard(name, portable.model[name].to(self.device)))
         for name, buffer in self.model.named_buffers():
             buffer.copy_(portable.model[name])

@@ -75,16 +75,16 @@ def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_h
     model.load_state_dict({**fitted, **{name: own[name] for name in kept}})
     used = {id(tensor) for tensor in fitted.values()} | {id(weights[name]) for name in fitted if name in weights}
     return Transfer(
-        loaded=tuple(fitted),
+        loaded=tuple(name for name in own if name in fitted),
         elements=sum(tensor.numel() for tensor in fitted.values()),
         resized={
             name: (_extent(name, weights[name], model), _extent(name, tensor, model))
-            for name, tensor in fitted.items()
+            for name, tensor in sorted(fitted.items())
             if name in weights and weights[name].shape != tensor.shape
         },
         replaced=replaced,
         initial=tuple(kept),
-        ignored=tuple(name for name, tensor in bare_names(state_dict).items() if id(tensor) not in used),
+        ignored=tuple(sorted(name for name, tensor in bare_names(state_dict).items() if id(tensor) not in used)),
     )
 
 

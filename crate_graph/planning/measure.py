@@ -117,7 +117,7 @@ def held_bytes(device: torch.device) -> int:
 def state_bytes(engine: Engine, ema: Ema | None) -> dict[str, int]:
     """What a rank holds between two steps, by kind; storage that several tensors share counts once."""
     weights = list(engine.local_parameters().values())
-    frozen = [p for p in engine.model.parameters() if not p.requires_grad]
+    frozen = list(engine.frozen_parameters().values())
     moments = [x for state in engine.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
     seen: set[int] = set()
     return {

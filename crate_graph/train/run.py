@@ -332,7 +332,7 @@ def _clock(recipe: Recipe, flops: float, ranks: Ranks) -> StepClock:
     peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
     return StepClock(
         recipe.batch.global_batch,
-        # The backward pass computes two products for each of the forward pass, and hardly any where the head alone learns.
+        # The backward pass computes two products for each of the forward pass; hardly any where the head alone learns.
         flops_per_image=flops if recipe.model.freeze == "backbone" else 3.0 * flops,
         peak_flops=None if peak is None else peak * ranks.world,
     )

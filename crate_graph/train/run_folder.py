@@ -1,6 +1,7 @@
 """The run folder: everything that a run leaves behind, in fixed places.
 
-RUN/recipe.yaml  environment.json  init_from.json  metrics.jsonl  tensorboard/  checkpoints/  logs/rank-N.log  summary.json
+RUN/recipe.yaml  environment.json  init_from.json  metrics.jsonl  tensorboard/  checkpoints/  logs/rank-N.log
+    summary.json
 """
 
 from __future__ import annotations

@@ -118,5 +118,6 @@ def check_stream(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
         if key in before and before[key] != value:
             raise UserError(
                 f"{folder}: was trained with {key}={before[key]}, the recipe says {value}: the sequence of samples, "
-                f"or what is learned from them, would not go on; set it back, or start a new run with model.init_from={folder}"
+                f"or what is learned from them, would not go on; set it back, or start a new run with "
+                f"model.init_from={folder}"
             )
