@@ -11,8 +11,8 @@ The rules are those of `engine.deepspeed` with DeepSpeed 0.18 to 0.19 over fp32 
 A share is 1/world, rounded up: stages 1 and 2 pad a parameter group to a multiple of 2 x world, stage 3 each parameter
 to a multiple of world. The reduce bucket is `engine.deepspeed.reduce_bucket`; stages 1 and 2 reserve it in every
 backward pass, stage 3 once and for all. At stage 3 weights are gathered for the forward pass, and as long as they are
-fewer than `max_live_parameters` (a thousand million) they stay until the end of the backward pass. Weights that are frozen are whole at
-stages 0 to 2, without gradients, moments, master copy or average; at stage 3 they are shared and gathered like others.
+fewer than `max_live_parameters` (a thousand million) they stay until the end of the backward pass. Frozen weights have
+no gradient, moments, master copy or average; stage 3 shares and gathers them like others, and no other stage does.
 """
 
 from __future__ import annotations
