@@ -64,5 +64,7 @@ def test_state_of_uneven_shares():
         "moments": 2 * 4 * 10 + 8,
         "ema": 4 * 19,
     }
-    assert gradient_bytes(LAYOUT, one, 2) == 4 * (10 + 5 + 4)  # rank 1 has part of the first, the second, and the third
+    assert gradient_bytes(LAYOUT, one, 2) == 4 * (
+        10 + 5 + 4 + 1
+    )  # rank 1 has part of the first, the others, the padding
     assert state_bytes(LAYOUT, three, 2)["weights"] == 4 * (5 + 3 + 2)

@@ -16,7 +16,6 @@ from crate_graph.planning.check import predict, sent_by_collective
 ENGINES = {
     "accelerate": {},
     **{f"zero-{stage}": {"name": "deepspeed", "zero_stage": stage} for stage in range(4)},
-    "probe-accelerate": {},
     "probe-zero-1": {"name": "deepspeed", "zero_stage": 1},
     "probe-zero-3": {"name": "deepspeed", "zero_stage": 3},
 }
