@@ -2,61 +2,155 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crate_graph.checkpoint.contents import read_tensors
-from crate_graph.checkpoint.described import WEIGHTS, check_described, check_finite
+from crate_graph.checkpoint.described import DESCRIPTION, WEIGHTS, check_described, check_finite
 from crate_graph.checkpoint.manifest import MANIFEST, read_manifest
 from crate_graph.checkpoint.store import resolve
 from crate_graph.errors import UserError
-from crate_graph.models.weights import load_pretrained
+from crate_graph.models.published_flax import from_flax, is_flax
+from crate_graph.models.weights import Transfer, load_pretrained
+
+_HF_PREFIXES = {"crate_graph": "model.", "timm_wrapper": "timm_model."}  # before the names of the model inside
+_CONFIG = "config.json"  # timm's, or transformers'
 
 
-def load_initial_weights(model: nn.Module, source: str | Path) -> list[str]:
-    """Start `model` from the weights at `source`; returns what had to be changed, in words.
+@dataclass(frozen=True)
+class Origin:
+    """Weights to start from, and what is known of them."""
 
-    `source`: a checkpoint or run folder (its moving average where there is one), an exported folder, a .safetensors
-    file, or a .pt/.pth file with a state dict. No file can run code.
+    kind: str
+    weights: dict[str, Tensor]
+    architecture: str | None = None
+    classes: tuple[str, ...] = ()  # by name; empty where they have none
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the weights of a model came from, and what became of them."""
+
+    source: str
+    kind: str
+    architecture: str | None
+    transfer: Transfer
+
+    def lines(self) -> list[str]:
+        known = f", {self.architecture}" if self.architecture else ""
+        return [f"starting from {self.source} ({self.kind}{known})", *(f"  {line}" for line in self.transfer.lines())]
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON, with every name."""
+        about = {"source": self.source, "kind": self.kind, "architecture": self.architecture}
+        resized = {name: {"from": old, "to": new} for name, (old, new) in self.transfer.resized.items()}
+        return about | asdict(self.transfer) | {"resized": resized}
+
+
+def load_initial_weights(
+    model: nn.Module, source: str | Path, *, classes: Sequence[str] = (), new_head: bool = False
+) -> Start:
+    """Start `model` from the weights at `source`; says what had to be changed.
+
+    Args:
+        source: a checkpoint or run folder (its moving average where there is one), a folder that was exported for timm
+            or Hugging Face transformers or written by these, a .safetensors file, a .pt/.pth file with a state dict,
+            published or not, or an .npz file of CRATE-alpha's JAX code. No file can run code.
+        classes: names of the model's. A head for others, though as many, is left at the model's initial values.
+        new_head: so is any head.
 
     Raises:
         UserError: nothing of that kind is there, it is damaged, or its architecture does not fit.
     """
-    return load_pretrained(model, read_weights(source))
+    origin = read_origin(source)
+    why = "a new one was asked for" if new_head else None
+    named = _names(classes)
+    if origin.classes and named and origin.classes != named:
+        why = why or f"the classes have other names, {origin.classes[0]} ... in the weights and {named[0]} ... here"
+    try:
+        transfer = load_pretrained(model, origin.weights, new_head=why)
+    except UserError as error:
+        known = f", {origin.kind} of {origin.architecture}" if origin.architecture else ""
+        raise UserError(f"{source}{known}: {error}") from None
+    return Start(str(source), origin.kind, origin.architecture, transfer)
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:
     """The weights at `source`, under the names that they have there; see `load_initial_weights`."""
+    return read_origin(source).weights
+
+
+def read_origin(source: str | Path) -> Origin:
+    """The weights at `source` and what lies beside them; see `load_initial_weights`."""
     source = Path(source).expanduser()
     if (source / MANIFEST).is_file() or (source / "checkpoints").is_dir():
-        folder = resolve(source)
-        manifest = read_manifest(folder)
-        weights = read_tensors(folder, manifest, "model.safetensors")
-        if "ema.safetensors" in manifest["files"]:
-            weights |= read_tensors(folder, manifest, "ema.safetensors")
-        return weights
+        return _checkpoint(resolve(source))
     if source.is_dir():
         source = source / WEIGHTS
     if not source.is_file():
         raise UserError(f"{source} does not exist; name a checkpoint, an exported folder or a weights file")
     try:
-        if source.suffix == ".safetensors":
-            weights = load_file(source)
-        else:
-            weights = _state_dict(source, torch.load(source, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        origin = _file(source)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
         raise UserError(
             f"{source} cannot be read as weights ({type(error).__name__}); name a file of tensors"
         ) from None
+    check_finite(source, {name: tensor for name, tensor in origin.weights.items() if tensor.is_floating_point()})
+    return origin
+
+
+def _checkpoint(folder: Path) -> Origin:
+    manifest = read_manifest(folder)
+    weights, average = read_tensors(folder, manifest, "model.safetensors"), ""
+    if "ema.safetensors" in manifest["files"]:
+        weights, average = weights | read_tensors(folder, manifest, "ema.safetensors"), ", moving average"
+    model, data = manifest["model"], manifest["dataset"]
+    named = data["classes"] if model["num_classes"] == len(data["classes"]) else ()
+    return Origin(f"checkpoint of step {manifest['step']}{average}", weights, model["name"], _names(named))
+
+
+def _file(source: Path) -> Origin:
+    if source.suffix == ".npz":
+        return Origin("arrays of JAX", _arrays(source))
+    if source.suffix != ".safetensors":
+        return Origin("state dict", _state_dict(source, torch.load(source, map_location="cpu", weights_only=True)))
+    weights = load_file(source)
     check_described(source, weights)
-    check_finite(source, {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()})
-    return weights
+    beside = _beside(source.parent / _CONFIG) if source.name == WEIGHTS else {}
+    if prefix := _HF_PREFIXES.get(beside.get("model_type")):
+        bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        labels = beside.get("id2label", {})
+        named = [labels.get(str(number)) for number in range(len(labels))]
+        return Origin("Hugging Face folder", bare, beside.get("architecture"), _names(named))
+    if "architecture" in beside:
+        return Origin("timm folder", weights, beside["architecture"], _names(beside.get("label_names")))
+    if source.name == WEIGHTS and (source.parent / DESCRIPTION).is_file():
+        return Origin("exported restorer", weights, _beside(source.parent / DESCRIPTION).get("architecture"))
+    with safe_open(source, framework="pt") as file:
+        said = file.metadata() or {}
+    if "description" in said:  # of a restorer
+        return Origin("exported restorer", weights, _parsed(said["description"]).get("architecture"))
+    return Origin("safetensors file", weights, said.get("architecture"), _names(_parsed(said.get("classes", "[]"))))
+
+
+def _arrays(source: Path) -> dict[str, Tensor]:
+    with np.load(source, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays = {name: array for name, array in arrays.items() if name.startswith("params/")} or arrays
+    if not is_flax(arrays):
+        raise UserError(f"{source} holds no arrays as CRATE-alpha's JAX code names them; name a file of its params")
+    return from_flax(arrays)
 
 
 def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
@@ -67,3 +161,25 @@ def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict; name a file that torch.save wrote of one")
     return loaded
+
+
+def _beside(file: Path) -> dict[str, Any]:
+    """The description in a file, or nothing: weights are loaded without one, too."""
+    try:
+        said = _parsed(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    """Class names; none where they are only numbers, or where this is no list of names."""
+    names = tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+    return () if names == tuple(map(str, range(len(names)))) else names

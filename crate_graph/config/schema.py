@@ -38,7 +38,9 @@ class Model(Section):
 
     name: str
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    init_from: str | None = None  # weights to start from: a checkpoint, an exported folder, a .safetensors file
+    init_from: str | None = None  # weights to start from: a checkpoint, a run, an exported folder, a weights file
+    new_head: bool = False  # leave the head at its initial values, though weights for as many classes are there
+    freeze: Literal["none", "backbone"] = "none"  # backbone: only the head learns (linear probing)
 
     @model_validator(mode="after")
     def _some_arguments_are_not_the_recipes(self):
@@ -314,6 +316,14 @@ class Recipe(Section):
             "masked_autoencoding": _check_masked_autoencoding,
         }[self.task.kind]
         check(self.task, self.data, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
+    def _only_classifiers_have_heads(self):
+        if self.task.kind != "classification":
+            for key in {"new_head", "freeze"} & self.model.model_fields_set:
+                if (value := getattr(self.model, key)) != Model.model_fields[key].default:
+                    raise ValueError(f"model.{key}={value} is for classification; leave it out")
         return self
 
     @model_validator(mode="after")

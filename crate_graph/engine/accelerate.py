@@ -69,6 +69,9 @@ class AccelerateEngine(Engine):
     def local_parameters(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self._params.items()}
 
+    def frozen_parameters(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.model.named_parameters() if name not in self._params}
+
     def gather(self, name: str, local: Tensor) -> Tensor:
         return local
 

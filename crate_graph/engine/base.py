@@ -81,7 +81,11 @@ class Engine(ABC):
 
     @abstractmethod
     def local_parameters(self) -> dict[str, Tensor]:
-        """What this rank holds of each parameter: the tensor itself, or its ZeRO-3 shard."""
+        """What this rank holds of each parameter that learns: the tensor itself, or its ZeRO-3 shard."""
+
+    @abstractmethod
+    def frozen_parameters(self) -> dict[str, Tensor]:
+        """The same of those that do not learn, which `local_parameters` leaves out."""
 
     def gradients(self) -> list[Tensor]:
         """What this rank holds of gradients when the backward pass has ended."""

@@ -81,6 +81,7 @@ class DeepSpeedEngine(Engine):
         )
         self._zero = self._engine.optimizer if stage else None
         self._params = {name: p for p, name in names.items()}
+        self._frozen = {name: p for name, p in objective.model.named_parameters() if name not in self._params}
         self._create_optimizer_state()
         self._engine.train()
 
@@ -121,12 +122,18 @@ class DeepSpeedEngine(Engine):
         self._engine.step()
 
     def local_parameters(self) -> dict[str, Tensor]:
-        return {name: p.ds_tensor.data if self.stage == 3 else p.data for name, p in self._params.items()}
+        return self._held(self._params)
+
+    def frozen_parameters(self) -> dict[str, Tensor]:
+        return self._held(self._frozen)
+
+    def _held(self, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        return {name: p.ds_tensor.data if self.stage == 3 else p.data for name, p in params.items()}
 
     def gather(self, name: str, local: Tensor) -> Tensor:
         if self.stage < 3:
             return local
-        param = self._params[name]
+        param = self._params.get(name, self._frozen.get(name))
         whole = local.new_empty(local.numel() * self.ranks.world)
         dist.all_gather_into_tensor(whole, local.contiguous())
         return whole[: param.ds_numel].view(param.ds_shape)
@@ -134,7 +141,7 @@ class DeepSpeedEngine(Engine):
     def shard(self, name: str, full: Tensor) -> Tensor:
         if self.stage < 3:
             return full
-        part = self._params[name].ds_tensor
+        part = self._params.get(name, self._frozen.get(name)).ds_tensor
         padded = full.new_zeros(part.numel() * self.ranks.world)
         padded[: full.numel()] = full.flatten()
         return padded[self.ranks.rank * part.numel() :][: part.numel()]
@@ -147,6 +154,10 @@ class DeepSpeedEngine(Engine):
                 full = self._get(name, key)  # collective: every rank takes part
                 if self.ranks.is_main:
                     (portable.model if key is None else portable.moments[key])[name] = to_host(full).view(full.shape)
+        for name, weight in self.frozen_parameters().items():
+            full = self.gather(name, weight)
+            if self.ranks.is_main:
+                portable.model[name] = to_host(full)
         if self.ranks.is_main:
             portable.model.update({name: to_host(buffer) for name, buffer in self.model.named_buffers()})
         return portable
@@ -163,6 +174,8 @@ class DeepSpeedEngine(Engine):
             for key, tensors in portable.moments.items():
                 if name in tensors:
                     self._put(name, key, tensors[name].to(self.device))
+        for name, weight in self.frozen_parameters().items():
+            weight.copy_(self.shard(name, portable.model[name].to(self.device)))
         for name, buffer in self.model.named_buffers():
             buffer.copy_(portable.model[name])
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from crate_graph.models.heads import settle_backbone
+
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,6 +36,13 @@ class Objective(nn.Module):
         self.task = task
         self.autocast_dtype = _AUTOCAST[precision]
         self.forward_clock = ForwardClock()
+
+    def train(self, mode: bool = True) -> Objective:
+        """A frozen backbone stays as in evaluation."""
+        super().train(mode)
+        if mode:
+            settle_backbone(self.model)
+        return self
 
     def forward(self, images: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         """Training: (loss sum, count). Evaluation: the task's sums."""

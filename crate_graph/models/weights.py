@@ -5,56 +5,114 @@ CRATE also takes the encoder of a CRATE-MAE.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from crate_graph.errors import UserError
 from crate_graph.models.crate import CRATE
+from crate_graph.models.crate_alpha import CRATEAlpha
+from crate_graph.models.crate_mae import CRATEMAE
 from crate_graph.models.factory import architecture
+from crate_graph.models.heads import head_names, in_modules
 from crate_graph.models.image_transformer import ConvPatchEmbed
 from crate_graph.models.published import compare, from_published, summarize
-from crate_graph.models.published_names import family_of
+from crate_graph.models.published_names import bare_names, family_of
+from crate_graph.models.tost import ToST
+
+_FAMILIES = {CRATE: "crate", CRATEAlpha: "crate_alpha", CRATEMAE: "crate_mae", ToST: "tost"}
 
 
-def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Load `state_dict` into `model` and say in words what had to change.
+@dataclass(frozen=True)
+class Transfer:
+    """What became of a model's weights, and of those that it was started from. Names are the model's."""
+
+    loaded: tuple[str, ...]
+    elements: int  # of the loaded ones
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # of the loaded ones: from and to, see `_extent`
+    replaced: dict[str, str]  # module of the head -> why it is new, or not there
+    initial: tuple[str, ...]  # left as the model was initialised
+    ignored: tuple[str, ...]  # of what was given, under the name that it had there
+
+    def lines(self) -> list[str]:
+        """For people, one thing a line."""
+        found = [
+            f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.initial)} tensors, {self.elements:,} weights"
+        ]
+        found += [f"resized {name} from {_by(old)} to {_by(new)}" for name, (old, new) in self.resized.items()]
+        found += [f"replaced {module}: {why}" for module, why in self.replaced.items()]
+        if self.initial:
+            found.append(f"left at initialisation: {_some(self.initial)}")
+        if self.ignored:
+            found.append(f"ignored: {_some(self.ignored)}")
+        return found
+
+
+def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_head: str | None = None) -> Transfer:
+    """Load `state_dict` into `model` and say what had to change.
 
     Position embeddings (and a ViT's patch embedding) of another size are resampled as timm does for the architecture. A
-    head for another number of classes is left at the model's initial values. Published names are accepted.
+    head for another number of classes is left at the model's initial values, and any head where `new_head` says why it
+    is to be. Published names are accepted.
 
     Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped.
     """
-    weights, changes = from_published(state_dict), []
-    if isinstance(model, CRATE) and family_of(weights) == "crate_mae":
-        weights = _encoder(weights, model)
-        changes.append("the encoder of a masked autoencoder, without its decoder")
+    given = from_published(state_dict)
+    weights = _of_the_encoder(given, model) if _is_encoder(given, model) else given
     resized = _resample(model, weights)
-    for name, tensor in resized.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            changes.append(f"{name} resampled from {tuple(weights[name].shape)} to {tuple(tensor.shape)}")
-
-    own = model.state_dict()
-    heads = _heads(model)
-    kept = {name: own[name] for name in own if _in(name, heads) and _shape(resized.get(name)) != _shape(own[name])}
-    dropped = [name for name in resized if _in(name, heads) and (name in kept or name not in own)]
-    weights = {**{name: tensor for name, tensor in resized.items() if name not in dropped}, **kept}
-    if kept or dropped:
-        there = f"one for {len(resized[dropped[0]])} classes" if dropped else "none"
-        here = f"a new head for {model.num_classes} classes" if kept else "no head"
-        changes.append(f"{here} where the weights have {there}")
-
-    misfits = compare(weights, own)
+    own, heads = model.state_dict(), head_names(model)
+    kept, dropped, replaced = _other_heads(own, resized, heads, new_head)
+    fitted = {name: tensor for name, tensor in resized.items() if name not in dropped}
+    misfits = compare({**fitted, **{name: own[name] for name in kept}}, own)
     if misfits:
         raise UserError(
-            f"the weights do not fit {architecture(model)}: {summarize(misfits)}; check model.name and model.kwargs"
+            f"the weights do not fit {architecture(model)}: {_other_family(given, model)}{summarize(misfits)}; check "
+            f"model.name and model.kwargs"
         )
-    model.load_state_dict(weights)
-    return changes
+    model.load_state_dict({**fitted, **{name: own[name] for name in kept}})
+    used = {id(tensor) for tensor in fitted.values()} | {id(weights[name]) for name in fitted if name in weights}
+    return Transfer(
+        loaded=tuple(name for name in own if name in fitted),
+        elements=sum(tensor.numel() for tensor in fitted.values()),
+        resized={
+            name: (_extent(name, weights[name], model), _extent(name, tensor, model))
+            for name, tensor in sorted(fitted.items())
+            if name in weights and weights[name].shape != tensor.shape
+        },
+        replaced=replaced,
+        initial=tuple(kept),
+        ignored=tuple(sorted(name for name, tensor in bare_names(state_dict).items() if id(tensor) not in used)),
+    )
 
 
-def _encoder(weights: Mapping[str, Tensor], model: CRATE) -> dict[str, Tensor]:
+def _other_heads(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: tuple[str, ...], new_head: str | None
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Weights of the head that stay as they are, given ones that are left out, and the modules of both with why."""
+    kept, dropped, replaced = [], [], {}
+    for head in heads:
+        here = {name: own[name] for name in own if in_modules(name, (head,))}
+        there = {name: given[name] for name in given if in_modules(name, (head,))}
+        fits = here.keys() == there.keys() and all(here[name].shape == there[name].shape for name in here)
+        if not (here or there) or (fits and new_head is None):
+            continue
+        why = f"{_classes(there)} in the weights, {_classes(here)} here" if not fits else new_head
+        kept, dropped, replaced[head] = [*kept, *here], [*dropped, *there], why
+    return kept, dropped, replaced
+
+
+def _classes(head: Mapping[str, Tensor]) -> str:
+    return f"{len(next(iter(head.values())))} classes" if head else "no head"
+
+
+def _is_encoder(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
+    return isinstance(model, CRATE) and family_of(weights) == "crate_mae"
+
+
+def _of_the_encoder(weights: Mapping[str, Tensor], model: CRATE) -> dict[str, Tensor]:
     """The part of CRATE-MAE that CRATE has, under CRATE's names."""
     if not isinstance(model.patch_embed, ConvPatchEmbed):
         raise UserError(
@@ -65,6 +123,12 @@ def _encoder(weights: Mapping[str, Tensor], model: CRATE) -> dict[str, Tensor]:
     parts = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
     encoder = {name: tensor for name, tensor in weights.items() if name.startswith(parts)}
     return encoder | {f"fc_norm.{kind}": weights[f"norm.{kind}"] for kind in ("weight", "bias")}
+
+
+def _other_family(weights: Mapping[str, Tensor], model: nn.Module) -> str:
+    """What to say before all else where the weights are of another white-box family than the model."""
+    theirs, ours = family_of(weights), _FAMILIES.get(type(model))
+    return f"they are of the family {theirs}, use model.name={theirs}_...: " if theirs and theirs != ours else ""
 
 
 def _resample(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,14 +142,21 @@ def _resample(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
         raise UserError(f"the weights cannot be resized for {architecture(model)}: {error}") from error
 
 
-def _heads(model: nn.Module) -> tuple[str, ...]:
-    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    return (heads,) if isinstance(heads, str) else tuple(heads)
+def _extent(name: str, tensor: Tensor, model: nn.Module) -> tuple[int, ...]:
+    """The grid of a position embedding, square unless it is the model's own; of other weights their shape."""
+    if name != "pos_embed" or tensor.ndim != 3:
+        return tuple(tensor.shape)
+    if tensor.shape == model.pos_embed.shape and hasattr(model, "grid_size"):
+        return model.grid_size(*model.img_size)
+    if tensor.shape == model.pos_embed.shape and hasattr(model.patch_embed, "grid_size"):
+        return tuple(model.patch_embed.grid_size)
+    side = math.isqrt(tensor.shape[1])  # the class token, where there is one, does not complete another row
+    return side, side
 
 
-def _in(name: str, modules: tuple[str, ...]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
+def _by(extent: tuple[int, ...]) -> str:
+    return " x ".join(map(str, extent))
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
+def _some(names: tuple[str, ...], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -164,6 +164,14 @@ def of_run(recipe: Recipe, seconds_to_write: float, seconds_between: float | Non
         found.append(
             Finding(False, f"model.init_from={source} is not on this machine; it must be where the run starts")
         )
+    if source is None and recipe.model.freeze == "backbone":
+        found.append(
+            Finding(
+                False,
+                "model.freeze=backbone without model.init_from trains a head on features of random weights; name the "
+                "checkpoint or exported folder whose features are to be judged",
+            )
+        )
     if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
         found.append(
             Finding(

@@ -32,6 +32,7 @@ from crate_graph.data import Batch, Dataset, open_dataset
 from crate_graph.engine.base import Engine
 from crate_graph.engine.build import build_engine
 from crate_graph.engine.objective import Objective
+from crate_graph.models.heads import trained_parameters
 from crate_graph.ops.memory import saved_bytes
 from crate_graph.planning.rates import device_rates, fastest
 from crate_graph.planning.tally import Tally
@@ -66,8 +67,8 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
     with ExitStack() as stack:
         before = held_bytes(ranks.device)
         micro_batch, accumulation = recipe.batch.resolve(ranks.world)
-        model = build_model(recipe, dataset, init=False)
-        model_shapes = shapes(model)
+        model = build_model(recipe, dataset)
+        model_shapes, trained = shapes(model), trained_parameters(model)
         engine = build_engine(
             recipe.engine,
             Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision),
@@ -99,7 +100,7 @@ def measure_in_group(recipe: Recipe, ranks: Ranks, *, steps: int = 3, rates: boo
             found["rates"] = device_rates(engine.device) | {"ring": _ring_rate(ranks)}
         found = _of_the_worst_rank(found, ranks)
         found["checkpoint"], found["checkpoint_seconds"] = _checkpoint(
-            recipe, dataset, engine, ema, train_step, model_shapes
+            recipe, dataset, engine, ema, train_step, model_shapes, trained
         )
     return found
 
@@ -116,7 +117,7 @@ def held_bytes(device: torch.device) -> int:
 def state_bytes(engine: Engine, ema: Ema | None) -> dict[str, int]:
     """What a rank holds between two steps, by kind; storage that several tensors share counts once."""
     weights = list(engine.local_parameters().values())
-    frozen = [p for p in engine.model.parameters() if not p.requires_grad]
+    frozen = list(engine.frozen_parameters().values())
     moments = [x for state in engine.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
     seen: set[int] = set()
     return {
@@ -200,7 +201,7 @@ def _seconds(train_step: TrainStep, batch: Batch, steps: int) -> float:
     return statistics.median(taken)
 
 
-def _checkpoint(recipe, dataset, engine, ema, train_step, model_shapes) -> tuple[dict[str, int], float]:
+def _checkpoint(recipe, dataset, engine, ema, train_step, model_shapes, trained) -> tuple[dict[str, int], float]:
     """Bytes of each file of a checkpoint, and the seconds from the call until it is on disk."""
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(
@@ -213,6 +214,7 @@ def _checkpoint(recipe, dataset, engine, ema, train_step, model_shapes) -> tuple
             guard=FiniteGuard(recipe.guard.max_consecutive_skips, recipe.guard.max_rollbacks, recipe.precision),
             stream={"seed": recipe.seed},
             shapes=model_shapes,
+            trained=trained,
         )
         start = time.perf_counter()
         saver.save(1, 0, {})

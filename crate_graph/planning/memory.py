@@ -5,7 +5,14 @@ from __future__ import annotations
 from crate_graph.config.schema import ActivationCheckpointing, EngineConfig, Recipe
 from crate_graph.data import Dataset
 from crate_graph.engine.deepspeed import reduce_bucket
-from crate_graph.planning.state import FP32, buffer_bytes, gathered_bytes, gradient_bytes, state_bytes
+from crate_graph.planning.state import (
+    FP32,
+    arriving_bytes,
+    buffer_bytes,
+    gathered_bytes,
+    gradient_bytes,
+    state_bytes,
+)
 from crate_graph.planning.tally import OTHER
 from crate_graph.planning.trace import Trace, trace_step
 
@@ -34,7 +41,7 @@ def trace_for(
 
 
 def peak_bytes(trace: Trace, engine: EngineConfig, world: int, *, gloo: bool = False) -> dict[str, int]:
-    """Of the worse of the two moments of a step: while gradients are made, and while they are applied.
+    """Of the worst moment of a step: while weights are gathered, gradients are made, or gradients are applied.
 
     With `gloo` a reduce-scatter takes a copy of what it is given; NCCL takes none.
 
@@ -62,7 +69,9 @@ def peak_bytes(trace: Trace, engine: EngineConfig, world: int, *, gloo: bool = F
     else:
         kept_bucket = bucket if stage == 3 else 0
         while_applied = {**held, "gradients": share, "bucket": kept_bucket, OTHER: temporary}
-    return max(while_made, while_applied, key=lambda kinds: sum(kinds.values()))
+    arriving = {**held, "gathered": held["gathered"] + arriving_bytes(layout, engine, world)}
+    while_gathered = {**arriving, "gradients": made, "bucket": bucket, OTHER: 0}
+    return max(while_made, while_applied, while_gathered, key=lambda kinds: sum(kinds.values()))
 
 
 def largest_micro_batch(

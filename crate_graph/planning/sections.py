@@ -77,7 +77,7 @@ def model_section(given: Given) -> Section:
     return Section(
         "model",
         [
-            Figure("parameters", layout.elements + layout.frozen, "", f"of which trained {layout.elements:,}"),
+            Figure("parameters", layout.elements + sum(layout.frozen), "", f"of which trained {layout.elements:,}"),
             Figure("FLOPs of one image", int(given.forward_flops), "FLOP", f"forward; {basis}; {shape}"),
             Figure("training FLOPs per image", int(given.training_flops), "FLOP", "3 x forward"),
             Figure("products per image", int(recomputed), "FLOP", f"{TRACED}; with what is recomputed"),

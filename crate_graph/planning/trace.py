@@ -20,6 +20,7 @@ from crate_graph.engine.objective import Objective
 from crate_graph.engine.optimizers import fresh_state
 from crate_graph.models import create_model
 from crate_graph.models.checkpointing import set_activation_checkpointing
+from crate_graph.models.heads import freeze_backbone
 from crate_graph.ops.memory import saved_bytes
 from crate_graph.ops.window import forget_masks
 from crate_graph.planning.cuda_autocast import CudaAutocast
@@ -149,6 +150,8 @@ def fake_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's model; to be called where tensors are fake."""
     with torch._subclasses.fake_tensor.unset_fake_temporarily(), torch.device("meta"):
         model = create_model(recipe.model.name, **model_arguments(recipe, dataset))
+        if recipe.model.freeze == "backbone":
+            freeze_backbone(model)
     made: dict[int, Tensor] = {}  # by the tensor that it stands for, since modules may share one
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -181,7 +184,7 @@ def _batch_of(recipe, dataset, shape, samples, *, mixed) -> tuple[Tensor, Tensor
 def _layout(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer) -> Layout:
     return Layout(
         groups=tuple(tuple(p.numel() for p in group["params"]) for group in optimizer.param_groups),
-        frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        frozen=tuple(p.numel() for p in model.parameters() if not p.requires_grad),
         buffers=sum(buffer.nbytes for buffer in model.buffers()),
         moments=len(optimizer.moments),
         average=recipe.ema.decay is not None,

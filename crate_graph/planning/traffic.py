@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from crate_graph.config.schema import EngineConfig
 from crate_graph.planning.hardware import Assumptions, Device, Network
-from crate_graph.planning.state import FP32, Layout
+from crate_graph.planning.state import FP32, Layout, gathered_by_zero3
 
 _DDP_BUCKET = 25 * 2**20  # bytes; DistributedDataParallel's default of bucket_cap_mb
 _STARTS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # times round the ring
@@ -71,7 +71,7 @@ def messages(layout: Layout, engine: EngineConfig, world: int, accumulation: int
         ]
     padded = FP32 * sum(-(-n // world) * world for group in layout.groups for n in group)
     return [
-        Message("all-gather", padded, accumulation, hidden=False),
+        Message("all-gather", gathered_by_zero3(layout, world), accumulation, hidden=False),
         Message("reduce-scatter", padded, accumulation, hidden=True),
         word,
     ]

@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import nn
 
-from crate_graph.checkpoint.initial import load_initial_weights
+from crate_graph.checkpoint.initial import Start, load_initial_weights
 from crate_graph.checkpoint.manifest import read_manifest
 from crate_graph.checkpoint.model import shapes
 from crate_graph.checkpoint.store import CheckpointStore, resolve
@@ -39,6 +39,7 @@ from crate_graph.errors import UserError
 from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.models import create_model
 from crate_graph.models.checkpointing import set_activation_checkpointing
+from crate_graph.models.heads import freeze_backbone, trained_parameters
 from crate_graph.resilience.guard import FiniteGuard
 from crate_graph.resilience.requests import Requests
 from crate_graph.resilience.watchdog import GRACE, Watchdog
@@ -128,7 +129,8 @@ def _set_up(
         eval_loader = build_eval_loader(recipe, ranks, dataset=dataset, mean=dataset.mean, std=dataset.std)
         stack.callback(eval_loader.close)
         flops = check_model(recipe, dataset, micro_batch)
-        model = build_model(recipe, dataset, init=resume_from is None)
+        model = build_model(recipe, dataset)
+        start = initialize(recipe, dataset, model) if resume_from is None else None
         if not any(weight.requires_grad for weight in model.parameters()):
             raise UserError(
                 f"model.name={recipe.model.name}: has no weights to learn; judge it as it is with: crate-graph "
@@ -137,7 +139,7 @@ def _set_up(
 
         probe = build_probe(recipe, dataset, model, ranks)
 
-    model_shapes = shapes(model)  # taken now: ZeRO-3 leaves empty shells
+    model_shapes, trained = shapes(model), trained_parameters(model)  # taken now: ZeRO-3 leaves empty shells
     engine = build_engine(
         recipe.engine,
         Objective(model, build_task(recipe, dataset.mean, dataset.std), recipe.precision),
@@ -160,6 +162,7 @@ def _set_up(
         guard=guard,
         stream=_stream(recipe, loader),
         shapes=model_shapes,
+        trained=trained,
     )
     state, metrics = {"step": 0, "damaged": 0}, {}
     if resume_from is not None:
@@ -170,14 +173,15 @@ def _set_up(
     display = Display(last_step, state["step"], ranks.is_main)
     stack.callback(display.close)
     goes_on = state["step"] < last_step
+    learning = f", {trained:,} of them trained" if recipe.model.freeze == "backbone" else ""
     display.say(
-        f"{recipe.model.name}: {saver.parameters:,} parameters; {loader.split.samples:,} images of "
+        f"{recipe.model.name}: {saver.parameters:,} parameters{learning}; {loader.split.samples:,} images of "
         f"{dataset.name}; {ranks.world} x {ranks.device.type}; {recipe.precision}; writing to {folder.path}"
     )
     if (slow := slow_precision(recipe.precision, ranks.device)) is not None:
         display.say(slow)
-    if recipe.model.init_from is not None and resume_from is None:
-        display.say(f"starting from the weights of {recipe.model.init_from}")
+    if start is not None:
+        display.say("\n".join(start.lines()))
     if resume_from is not None:
         display.say(f"going on from {resume_from}" if goes_on else f"{resume_from} is where the recipe ends")
     requests = Requests(folder.path, ranks.is_main, deadline)
@@ -185,6 +189,8 @@ def _set_up(
     watchdog = _start_watchdog(recipe, folder, ranks)
     stack.callback(watchdog.close)
     log = _open_records(recipe, folder, ranks, state["step"], stack) if ranks.is_main and goes_on else None
+    if log is not None and start is not None:
+        write_json(folder.initialization, start.record())
     clock = _clock(recipe, flops, ranks)
     return Loop(
         recipe=recipe,
@@ -228,21 +234,30 @@ def _open_records(recipe: Recipe, folder: RunFolder, ranks: Ranks, step: int, st
     return log
 
 
-def build_model(recipe: Recipe, dataset: Dataset, *, init: bool = True) -> nn.Module:
-    """The recipe's model on the CPU, the same on every process and under every engine.
-
-    Without `init` it is about to be filled from a checkpoint, and `model.init_from` need no longer exist.
-    """
+def build_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The recipe's model on the CPU with random weights, the same on every process and under every engine."""
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model.name, **model_arguments(recipe, dataset))
-    if init and recipe.model.init_from is not None:
-        source = shipped_weights(recipe.model.init_from) or recipe.model.init_from
-        for change in load_initial_weights(model, source):
-            logger.info("model.init_from: %s", change)
+    if recipe.model.freeze == "backbone":
+        freeze_backbone(model)
     checkpointing = recipe.activation_checkpointing
     if checkpointing.mode != "none":
         set_activation_checkpointing(model, checkpointing.mode, checkpointing.k)
     return model
+
+
+def initialize(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Start | None:
+    """Load what `model.init_from` names, where it names something.
+
+    A run that goes on does not come here: it is filled from its checkpoint, and these weights need no longer exist.
+    """
+    if recipe.model.init_from is None:
+        return None
+    source = shipped_weights(recipe.model.init_from) or recipe.model.init_from
+    start = load_initial_weights(model, source, classes=dataset.classes, new_head=recipe.model.new_head)
+    for line in start.lines():
+        logger.info("model.init_from: %s", line)
+    return start
 
 
 def check_model(recipe: Recipe, dataset: Dataset, micro_batch: int) -> float:
@@ -302,6 +317,7 @@ def _stream(recipe: Recipe, loader: PlannedLoader) -> dict[str, Any]:
     return {
         **{f"{section}.{key}": value for key, value in task.items() if key != "kind"},
         **({"data.patch": recipe.data.patch} if recipe.task.kind == "restoration" else {}),
+        "model.freeze": recipe.model.freeze,
         "seed": recipe.seed,
         "data.train_split": recipe.data.train_split,
         "data.slots": recipe.data.slots,
@@ -320,7 +336,8 @@ def _clock(recipe: Recipe, flops: float, ranks: Ranks) -> StepClock:
     peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
     return StepClock(
         recipe.batch.global_batch,
-        flops_per_image=3.0 * flops,  # the backward pass computes two products for each of the forward pass
+        # The backward pass computes two products for each of the forward pass; hardly any where the head alone learns.
+        flops_per_image=flops if recipe.model.freeze == "backbone" else 3.0 * flops,
         peak_flops=None if peak is None else peak * ranks.world,
     )
 
@@ -336,6 +353,7 @@ def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ra
         "epochs": loop.step / loop.steps_per_epoch,
         "metrics": loop.metrics,
         "parameters": loop.saver.parameters,
+        "trained_parameters": loop.saver.trained,
         "images_trained": loop.step * recipe.batch.global_batch,
         "start_seconds": round(max(0.0, started - psutil.Process().create_time()), 1),
         "seconds": round(time.time() - started, 1),

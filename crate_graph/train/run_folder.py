@@ -1,6 +1,7 @@
 """The run folder: everything that a run leaves behind, in fixed places.
 
-RUN/recipe.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  logs/rank-N.log  summary.json
+RUN/recipe.yaml  environment.json  init_from.json  metrics.jsonl  tensorboard/  checkpoints/  logs/rank-N.log
+    summary.json
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
+        self.initialization = path / "init_from.json"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"

@@ -36,10 +36,11 @@ class Saver:
         guard: FiniteGuard,
         stream: dict[str, Any],
         shapes: dict[str, tuple[int, ...]],
+        trained: int,
     ):
         self.recipe, self.dataset, self.store = recipe, dataset, store
         self.engine, self.ema, self.loss_scale, self.guard = engine, ema, loss_scale, guard
-        self.stream, self.shapes = stream, shapes
+        self.stream, self.shapes, self.trained = stream, shapes, trained  # parameters that learn: elements
         self.writer = BackgroundWriter(store.folder)
 
     @property
@@ -108,7 +109,7 @@ class Saver:
 
 
 def check_stream(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run must continue the same sequence of global batches.
+    """A resumed run must continue the same sequence of global batches, and learn the same from them.
 
     Raises:
         UserError: naming the first setting that differs, with both values.
@@ -116,6 +117,7 @@ def check_stream(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
     for key, value in now.items():
         if key in before and before[key] != value:
             raise UserError(
-                f"{folder}: was trained with {key}={before[key]}, the recipe says {value}: the sequence of samples "
-                f"would not go on; set it back, or start a new run with model.init_from={folder}"
+                f"{folder}: was trained with {key}={before[key]}, the recipe says {value}: the sequence of samples, "
+                f"or what is learned from them, would not go on; set it back, or start a new run with "
+                f"model.init_from={folder}"
             )

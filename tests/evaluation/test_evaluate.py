@@ -84,7 +84,11 @@ def test_fine_tuning_starts_from_the_average(runner, trained):
 def test_fine_tuning_says_what_it_changed_and_refuses_what_does_not_fit(runner, trained):
     larger = ["model.kwargs.img_size=35", "data.train_transform.size=35", "data.eval_transform.size=35"]
     resized = runner.trained("resized", f"model.init_from={trained.run_dir}", "schedule.max_steps=2", *larger)
-    assert "pos_embed resampled" in (resized.run_dir / "logs" / "rank-0.log").read_text()
+    assert "resized pos_embed from 4 x 4 to 5 x 5" in resized.err
+    assert "resized pos_embed from 4 x 4 to 5 x 5" in (resized.run_dir / "logs" / "rank-0.log").read_text()
+    written = json.loads((resized.run_dir / "init_from.json").read_text())
+    assert written["resized"] == {"pos_embed": {"from": [4, 4], "to": [5, 5]}} and "head.bias" in written["loaded"]
+    assert written["kind"] == "checkpoint of step 60, moving average" and not (written["initial"] or written["ignored"])
     misfit = runner.train("misfit", f"model.init_from={trained.run_dir}", "model.kwargs.depth=3")
     assert misfit.code == 2 and "do not fit" in misfit.err
 

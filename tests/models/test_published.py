@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from crate_graph.checkpoint.initial import read_weights
 from crate_graph.errors import UserError
 from crate_graph.models import create_model, load_published
 from crate_graph.models.crate_mae import to_patches
@@ -142,6 +143,16 @@ def test_jax_arrays_of_crate_alpha(wrap):
     assert model.fc_norm.eps == 1e-6  # as trained; the published PyTorch form has 1e-5
     model.fc_norm.eps = 1e-5
     assert _error(model(tensors["input"]), tensors["logits"]) < 1e-5
+
+
+def test_jax_arrays_in_a_file_are_weights_to_start_from(tmp_path):
+    state = _part(_read("crate_alpha")[0], "state.")
+    np.savez(tmp_path / "w.npz", **dict(_flat(_as_flax(state, heads=3), "params/")), **{"opt/count": np.zeros(1)})
+    found = read_weights(tmp_path / "w.npz")
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    np.savez(tmp_path / "other.npz", a=np.zeros(1))
+    with pytest.raises(UserError, match="no arrays as CRATE-alpha's JAX code names them"):
+        read_weights(tmp_path / "other.npz")
 
 
 def test_missing_jax_array_is_named():

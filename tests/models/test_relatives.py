@@ -240,11 +240,9 @@ def test_copies_are_independent(images):
 def test_encoder_of_the_autoencoder_becomes_a_classifier(images):
     source, conv = _make(MAE), {"patch_embed": "conv", "lambd": 0.5}
     target = _make("crate_tiny_patch16_224", seed=2, **conv)
-    changes = load_pretrained(target, source.state_dict())
-    assert changes == [
-        "the encoder of a masked autoencoder, without its decoder",
-        "a new head for 10 classes where the weights have none",
-    ]
+    transfer = load_pretrained(target, source.state_dict())
+    assert transfer.replaced == {"head": "no head in the weights, 10 classes here"}
+    assert {name.split(".")[0].split("_")[0] for name in transfer.ignored} == {"decoder", "mask"}
     features = target.forward_head(target.forward_features(images), pre_logits=True)
     source.norm.eps = 1e-5  # CRATE's; the autoencoder's 1e-6 would differ in the fifth digit
     torch.testing.assert_close(features, source.forward_features(images)[:, 0], rtol=0, atol=1e-5)
@@ -259,14 +257,14 @@ def test_encoder_of_the_autoencoder_becomes_a_classifier(images):
 @pytest.mark.parametrize("name", [*CLASSIFIERS, MAE])
 def test_weights_of_another_image_size(name):
     source, target = _make(name), _make(name, seed=2, img_size=48)
-    changes = load_pretrained(target, {f"module.{key}": tensor for key, tensor in source.state_dict().items()})
+    transfer = load_pretrained(target, {f"module.{key}": tensor for key, tensor in source.state_dict().items()})
     if name == CLASSIFIERS[1]:
-        assert changes == []  # positions are computed
+        assert transfer.resized == {}  # positions are computed
         source.set_input_size(48)
         image = torch.randn(1, 3, 48, 48)
         torch.testing.assert_close(target(image), source(image))
     else:
-        assert changes == ["pos_embed resampled from (1, 17, 48) to (1, 37, 48)"]
+        assert transfer.resized == {"pos_embed": ((4, 4), (6, 6))}
         assert torch.equal(target.cls_token, source.cls_token)
 
 

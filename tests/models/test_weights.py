@@ -16,11 +16,25 @@ def _make(name, seed=0, **kwargs):
     return timm.create_model(name, **{**SMALL, **kwargs}).eval()
 
 
+def assert_whole(transfer, model):
+    assert set(transfer.loaded) == model.state_dict().keys()
+    assert not (transfer.resized or transfer.replaced or transfer.initial or transfer.ignored)
+    assert transfer.elements == sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def test_a_new_head_is_left_as_it_was_although_one_fits():
+    source, target = _make(NAMES[0]), _make(NAMES[0], seed=1)
+    head = target.head.weight.clone()
+    transfer = load_pretrained(target, source.state_dict(), new_head="the classes are others")
+    assert transfer.replaced == {"head": "the classes are others"} and torch.equal(target.head.weight, head)
+    assert set(transfer.ignored) == {"head.weight", "head.bias"} and torch.equal(target.cls_token, source.cls_token)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_same_shapes_load_whole(name):
     source, target = _make(name), _make(name, seed=1)
     wrapped = {f"module.{key}": tensor for key, tensor in source.state_dict().items()}
-    assert load_pretrained(target, wrapped) == []
+    assert_whole(load_pretrained(target, wrapped), target)
     image = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(target(image), source(image))
 
@@ -29,9 +43,11 @@ def test_same_shapes_load_whole(name):
 def test_other_size_and_classes(name):
     source, target = _make(name), _make(name, seed=1, img_size=(48, 40), num_classes=4)
     head = target.head.weight.clone()
-    resampled, replaced = load_pretrained(target, source.state_dict())
-    assert resampled == "pos_embed resampled from (1, 17, 48) to (1, 31, 48)"
-    assert replaced == "a new head for 4 classes where the weights have one for 10 classes"
+    transfer = load_pretrained(target, source.state_dict())
+    assert transfer.resized == {"pos_embed": ((4, 4), (6, 5))}
+    assert transfer.replaced == {"head": "10 classes in the weights, 4 classes here"}
+    assert set(transfer.initial) == set(transfer.ignored) == {"head.weight", "head.bias"}
+    assert {*transfer.loaded, *transfer.initial} == target.state_dict().keys()
     expected = resample_abs_pos_embed(source.pos_embed, (6, 5), (4, 4))
     torch.testing.assert_close(target.pos_embed, expected)
     assert torch.equal(target.head.weight, head)
@@ -41,15 +57,17 @@ def test_other_size_and_classes(name):
 
 def test_heads_that_one_side_lacks():
     whole, headless = _make(NAMES[0]), _make(NAMES[0], seed=1, num_classes=0)
-    assert load_pretrained(headless, whole.state_dict()) == ["no head where the weights have one for 10 classes"]
+    transfer = load_pretrained(headless, whole.state_dict())
+    assert transfer.replaced == {"head": "10 classes in the weights, no head here"} and transfer.initial == ()
     fresh = _make(NAMES[0], seed=2)
-    assert load_pretrained(fresh, headless.state_dict()) == ["a new head for 10 classes where the weights have none"]
+    transfer = load_pretrained(fresh, headless.state_dict())
+    assert transfer.replaced == {"head": "no head in the weights, 10 classes here"} and transfer.ignored == ()
     assert torch.equal(fresh.cls_token, whole.cls_token)
 
 
 def test_published_names_are_accepted():
     source, target = _make(NAMES[0]), _make(NAMES[0], seed=1)
-    assert load_pretrained(target, to_published(source.state_dict())) == []
+    assert_whole(load_pretrained(target, to_published(source.state_dict())), target)
     assert torch.equal(target.blocks[1].ista.dictionary, source.blocks[1].ista.dictionary)
 
 

@@ -11,7 +11,7 @@ from crate_graph.planning.hardware import Assumptions, find_device, find_network
 from crate_graph.planning.state import Layout, gradient_bytes, state_bytes
 from crate_graph.planning.traffic import Cluster, Message, exposed_seconds, messages, ring_rate, seconds, word_bytes
 
-LAYOUT = Layout(groups=((10, 5), (4,)), frozen=0, buffers=0, moments=2, average=True)
+LAYOUT = Layout(groups=((10, 5), (4,)), frozen=(), buffers=0, moments=2, average=True)
 ASSUMED = replace(Assumptions(), network_utilisation=0.5)
 
 
@@ -64,5 +64,7 @@ def test_state_of_uneven_shares():
         "moments": 2 * 4 * 10 + 8,
         "ema": 4 * 19,
     }
-    assert gradient_bytes(LAYOUT, one, 2) == 4 * (10 + 5 + 4)  # rank 1 has part of the first, the second, and the third
+    assert gradient_bytes(LAYOUT, one, 2) == 4 * (
+        10 + 5 + 4 + 1
+    )  # rank 1 has part of the first, the others, the padding
     assert state_bytes(LAYOUT, three, 2)["weights"] == 4 * (5 + 3 + 2)

@@ -16,6 +16,8 @@ from crate_graph.planning.check import predict, sent_by_collective
 ENGINES = {
     "accelerate": {},
     **{f"zero-{stage}": {"name": "deepspeed", "zero_stage": stage} for stage in range(4)},
+    "probe-zero-1": {"name": "deepspeed", "zero_stage": 1},
+    "probe-zero-3": {"name": "deepspeed", "zero_stage": 3},
 }
 RATES = {"half": 1e11, "single": 1e11, "tf32": 1e11, "bandwidth": 1e10, "operation": 1e-6, "ring": 1e9}
 
@@ -26,7 +28,12 @@ def recipes(small_recipe):
     batch = {"global_batch": 16, "micro_batch": 4}
     model = small_recipe("crate").model.model_dump()
     model["kwargs"]["embed_dim"] = 192
-    return {name: small_recipe("crate", model=model, batch=batch, engine=engine) for name, engine in ENGINES.items()}
+
+    def recipe(name, engine):
+        frozen = {"freeze": "backbone" if name.startswith("probe") else "none"}
+        return small_recipe("crate", model=model | frozen, batch=batch, engine=engine)
+
+    return {name: recipe(name, engine) for name, engine in ENGINES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def test_bytes_handed_to_collectives(engine, measured, predicted):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_peak_of_a_step(engine, measured, predicted):
-    assert measured[engine]["peak_of_step"] == pytest.approx(predicted[engine]["peak_of_step"], rel=0.05)
+    # Where ZeRO-3 gathers weights for a probe, results of the first layers are there beside them.
+    allowed = 0.1 if engine == "probe-zero-3" else 0.05
+    assert measured[engine]["peak_of_step"] == pytest.approx(predicted[engine]["peak_of_step"], rel=allowed)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
