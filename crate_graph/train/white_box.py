@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crate_graph.analysis.layers import activations, has_measures, weights
+from crate_graph.analysis.layers import MEASURED, activations, has_measures, weights
 from crate_graph.analysis.measured import Measured
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.config.schema import Recipe
@@ -51,8 +51,8 @@ def build_probe(recipe: Recipe, dataset: Dataset, model: nn.Module, ranks: Ranks
         return None
     if not has_measures(model):
         raise UserError(
-            f"model.name={recipe.model.name}: has no layers that telemetry.whitebox measures (those of CRATE, a ViT, "
-            f"uglr, ugtv and ugtv_fast have some); leave telemetry.whitebox out"
+            f"model.name={recipe.model.name}: has no layers that telemetry.whitebox measures (those of {MEASURED} have "
+            f"some); leave telemetry.whitebox out"
         )
     samples = dataset.split(recipe.data.train_split).samples
     if settings.samples > samples:
