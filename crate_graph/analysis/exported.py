@@ -1,4 +1,4 @@
-"""Classifiers that are no checkpoint of ours: what `crate-graph export` wrote, timm's folders, and published weights."""
+"""Models that are no checkpoint: what `crate-graph export` wrote, timm's folders, and published weights."""
 
 from __future__ import annotations
 

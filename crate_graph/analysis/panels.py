@@ -26,7 +26,7 @@ CURVES = (
     (
         "rate_given_subspaces",
         "Compression: the rate of the tokens, given the subspaces",
-        "Each layer's attention is to move the tokens towards a few learned subspaces, one for each head. Rᶜ counts the "
+        "Each layer's attention is to move the tokens towards a few learned subspaces, one per head. Rᶜ counts the "
         "nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
         "compressed. In published networks it falls with depth; before training it stays about flat.",
         _RATES,
@@ -80,8 +80,8 @@ CURVES = (
     (
         "sparsity",
         "Sparsity: how many entries of a token are not zero",
-        "The second half of a layer is a step towards a code with few entries that are not zero; only exact zeros count "
-        "here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and in "
+        "The second half of a layer is a step towards a code with few entries that are not zero; only exact zeros "
+        "count here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and in "
         "published networks fewer entries are left with depth, except in the last layer. CRATE-alpha keeps a code of "
         "four times the width inside the layer; a ViT and ToST make none.",
         "arXiv 2306.01129: ‖Z‖₀ / (d N); 2405.20299 for the code inside the layer",
@@ -123,7 +123,7 @@ DECODER_CURVES = (
         "decoder_rates",
         "Decoder: the rate of its tokens, given its subspaces",
         "The decoder undoes the encoder layer by layer: a linear map undoes the sparse coding, then attention is "
-        "subtracted where the encoder adds it, which is to spread the tokens out again. So Rᶜ should rise within a layer.",
+        "subtracted where the encoder adds it, which is to spread the tokens out again. So Rᶜ should rise in a layer.",
         "arXiv 2404.02446, measured as in 2306.01129",
         (
             Panel(_BEFORE, "decoder_rc_attention_input", "Rᶜ, nats"),
@@ -155,8 +155,8 @@ DECODER_CURVES = (
     ),
 )
 _BENDS = (
-    "Each line holds the singular values of one layer's matrix, dark for the first layer and light for the last. A line "
-    "that falls steeply says that the layer has come to use few directions; random matrices fall evenly."
+    "Each line holds the singular values of one layer's matrix, dark for the first layer and light for the last. A "
+    "line that falls steeply says that the layer has come to use few directions; random matrices fall evenly."
 )
 SPECTRA = {
     "dictionary_spectrum": ("Dictionaries: the spectra", _BENDS, "arXiv 2306.01129, on the dictionary D"),

@@ -135,7 +135,11 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
-    about = f"Measured on {_pictures(samples)} of {_place(subject, request)}, layer by layer, beside the same network {subject.start}."
+    squeezed = "squeezed into a square" if subject.view.resize is None else "cut to its central square"
+    about = (
+        f"Measured on {_pictures(samples)} of {_place(subject, request)}, each {squeezed}, layer by layer, beside the "
+        f"same network {subject.start}."
+    )
     if subject.task == "masked_autoencoding":
         about += (
             f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "

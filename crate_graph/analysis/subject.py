@@ -17,7 +17,6 @@ from crate_graph.checkpoint.model import arguments_of, load_model
 from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import load_recipe
 from crate_graph.config.schema import Degradation, EvalTransform, Recipe
-from crate_graph.errors import UserError
 from crate_graph.models import create_model
 from crate_graph.models.crate_mae import CRATEMAE
 from crate_graph.weights.names import list_weights, load_restorer

@@ -1,4 +1,4 @@
-"""The configuration of published weights, as far as their shapes tell it; a head count they do not, but the size does."""
+"""The configuration of published weights, from their shapes; the number of heads is that of the published size."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def _heads(family: str, config: Mapping[str, Any]) -> int:
         if (size["embed_dim"], size["depth"]) == (config["dim"], config["depth"]):
             return size["num_heads"]
     raise UserError(
-        f"{config['depth']} layers of width {config['dim']} are no published size of {family}, so nothing says how many "
-        f"heads they have; save them as safetensors with heads in the metadata"
+        f"{config['depth']} layers of width {config['dim']} are no published size of {family}, so nothing says how "
+        f"many heads they have; save them as safetensors with heads in the metadata"
     )

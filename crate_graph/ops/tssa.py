@@ -27,7 +27,7 @@ def tssa_reference(w: Tensor, temperature: Tensor) -> Tensor:
 
 
 def memberships(w: Tensor, temperature: Tensor) -> Tensor:
-    """pi_kn, how far token n belongs to subspace k. w (B, K, N, p), temperature (K, 1) -> (B, K, N), sums to 1 over K."""
+    """pi_kn, how far token n belongs to subspace k. w (B, K, N, p), temperature (K, 1) -> (B, K, N), adds up over k."""
     unit = F.normalize(w, dim=-2, eps=NORM_EPS)  # each channel has norm 1 over the tokens
     return torch.softmax(unit.square().sum(dim=-1) * temperature, dim=1)
 
