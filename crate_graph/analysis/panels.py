@@ -81,9 +81,9 @@ CURVES = (
         "sparsity",
         "Sparsity: how many entries of a token are not zero",
         "The second half of a layer is a step towards a code with few entries that are not zero; only exact zeros "
-        "count here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and in "
-        "published networks fewer entries are left with depth, except in the last layer. CRATE-alpha keeps a code of "
-        "four times the width inside the layer; a ViT and ToST make none.",
+        "count here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and "
+        "in published networks fewer entries are left with depth, except in the last layer. CRATE-alpha keeps a code "
+        "of four times the width inside the layer; a ViT and ToST make none.",
         "arXiv 2306.01129: ‖Z‖₀ / (d N); 2405.20299 for the code inside the layer",
         (
             Panel(_HALF, "nonzero_half_step", "share that is not zero"),
