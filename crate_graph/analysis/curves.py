@@ -11,7 +11,7 @@ from torch import Tensor
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, sheet
 from crate_graph.analysis.layers import Matrix, activations, matrices, weights
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import CURVES, DECODER_CURVES, SPECTRA, Panel
+from crate_graph.analysis.panels import CURVES, DECODER_CURVES, SHARE, SPECTRA, Panel
 from crate_graph.analysis.pictures import Sample, View
 from crate_graph.analysis.reconstruction import hidden_patches
 from crate_graph.analysis.subject import Subject
@@ -40,7 +40,7 @@ def series_of(subject: Subject, samples: list[Sample], other: Subject | None) ->
         UserError: a model whose layers have no measures.
     """
     shown = [
-        (subject, subject.model, subject.architecture, TRAINED),
+        (subject, subject.model, f"{subject.architecture}, trained", TRAINED),
         (subject, subject.initial, subject.start, INITIAL),
     ]
     if other is not None:
@@ -83,8 +83,18 @@ def layer_curves(
                     rows += [_row(each.label, m) for m in values]
             axes.set(title=panel.title, xlabel="layer", ylabel=panel.unit)
             whole_numbers(axes)
+        _share_scales(made.axes[0], panels)
         made.axes[0, 0].legend(fontsize=8)
     return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
+
+
+def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
+    """Panels of one unit have one scale, so that they can be compared; shares are from 0 to 1."""
+    for unit in {panel.unit for panel in panels}:
+        alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
+        low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
+        for axes in alike:
+            axes.set_ylim(*((0, 1.05) if unit == SHARE else (min(low), max(high))))
 
 
 def draw_curve(axes: Axes, places: Sequence[float], values: Sequence[Measured], series: Series, part: str = "") -> None:

@@ -15,6 +15,7 @@ class Panel:
 
 
 _RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
+SHARE = "share that is not zero"
 _BEFORE = "what attention takes in"
 _HALF = "after attention"
 _AFTER = "after the layer"
@@ -26,9 +27,10 @@ CURVES = (
     (
         "rate_given_subspaces",
         "Compression: the rate of the tokens, given the subspaces",
-        "Each layer's attention is to move the tokens towards a few learned subspaces, one per head. Rᶜ counts the "
-        "nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
-        "compressed. In published networks it falls with depth; before training it stays about flat.",
+        "Each layer's attention is to move the tokens towards a few learned subspaces, one for each head. Rᶜ counts "
+        "the nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
+        "compressed. In the published CRATE it falls with depth after training and is flat before; small networks need "
+        "not do so.",
         _RATES,
         (
             Panel(_BEFORE, "rc_attention_input", "Rᶜ, nats"),
@@ -86,9 +88,9 @@ CURVES = (
         "of four times the width inside the layer; a ViT and ToST make none.",
         "arXiv 2306.01129: ‖Z‖₀ / (d N); 2405.20299 for the code inside the layer",
         (
-            Panel(_HALF, "nonzero_half_step", "share that is not zero"),
-            Panel("the code inside the layer", "nonzero_code", "share that is not zero"),
-            Panel(_AFTER, "nonzero_output", "share that is not zero"),
+            Panel(_HALF, "nonzero_half_step", SHARE),
+            Panel("the code inside the layer", "nonzero_code", SHARE),
+            Panel(_AFTER, "nonzero_output", SHARE),
         ),
     ),
     (
@@ -113,7 +115,7 @@ CURVES = (
         (
             Panel("dictionary", "dictionary_effective_rank", "effective rank, dimensions"),
             Panel("second dictionary", "decoding_effective_rank", "effective rank, dimensions"),
-            Panel("length of the step", "ista_step_bound", "η‖D‖², of the longest safe step"),
+            Panel("length of the step", "ista_step_bound", "η‖D‖² (sure to descend up to 1)"),
         ),
     ),
 )
@@ -123,7 +125,8 @@ DECODER_CURVES = (
         "decoder_rates",
         "Decoder: the rate of its tokens, given its subspaces",
         "The decoder undoes the encoder layer by layer: a linear map undoes the sparse coding, then attention is "
-        "subtracted where the encoder adds it, which is to spread the tokens out again. So Rᶜ should rise in a layer.",
+        "subtracted where the encoder adds it. By the derivation that spreads the tokens out again, so Rᶜ after the "
+        "layer should be larger than before attention is subtracted.",
         "arXiv 2404.02446, measured as in 2306.01129",
         (
             Panel(_BEFORE, "decoder_rc_attention_input", "Rᶜ, nats"),
@@ -166,4 +169,25 @@ SPECTRA = {
         _BENDS,
         "arXiv 2404.02446, on the map that undoes the sparse coding",
     ),
+}
+
+WORDS = {
+    "token": "the vector of numbers by which the network stands for one patch of the picture. A class token, which "
+    "stands for no patch, may be one more.",
+    "layer": "one step of the network on all tokens: first attention, in which tokens meet, then a step on each alone.",
+    "head, subspace": "a layer's attention has several heads, each with a learned set of directions, its subspace, and "
+    "each sees of the tokens only what lies along them.",
+    "rate, nats": "how many numbers it takes to write the tokens down to a small fixed error, by information theory. A "
+    "nat is 1.44 bits.",
+    "points and bars": "a point is a mean over the pictures (of weights: over pairs of heads), its bar one standard "
+    "deviation. Green is the trained network, grey and dashed the same one without training.",
+}
+GRAPH_WORDS = {
+    "graph, edge": "every pixel is tied to the pixels around it by edges. A heavy edge says that the two should be "
+    "alike; the network learns how to weigh edges by what it sees.",
+    "block, ADMM layer, CG step": "a block makes a graph and then solves a minimisation on it. The solver alternates "
+    "between the data and the smoothness (ADMM layers), and solves a linear system in a few CG steps.",
+    "PSNR": "how near a picture is to the original, in decibels: more is better, and 6 dB more is half the error.",
+    "points and bars": "a point is a mean over the pictures (of learned parameters: over the heads), its bar one "
+    "standard deviation. Green is the trained network, grey and dashed the same one without training.",
 }

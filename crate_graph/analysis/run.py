@@ -14,6 +14,7 @@ from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
 from crate_graph.analysis.layers import MEASURED, has_measures, undefined
 from crate_graph.analysis.measured import Measured
+from crate_graph.analysis.panels import GRAPH_WORDS, WORDS
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.reconstruction import reconstruction_figure
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
@@ -60,6 +61,7 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         facts={"analysed": redact(name), **subject.facts},
         notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,
+        words=GRAPH_WORDS if is_graph_network(subject.model) else WORDS,
         command=redact(_command(name, output, request)),
     )
     files = write_report(report, output, force=request.force)
@@ -86,7 +88,7 @@ def _missing(subject: Subject, other: Subject | None) -> list[str]:
     """The measures that one of the models has not, and why."""
     models = [each for each in (subject, other) if each is not None]
     return [
-        f"{each.architecture} has no {measures}: {why}."
+        f"Not defined for {each.architecture}: {measures}; {why}."
         for each in models
         for measures, why in undefined(each.model).items()
     ]
@@ -135,11 +137,14 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
-    squeezed = "squeezed into a square" if subject.view.resize is None else "cut to its central square"
+    size = f"{subject.view.size} x {subject.view.size} pixels"
+    seen = f"each scaled to {size}" if subject.view.resize is None else f"of each the central square, at {size}"
     about = (
-        f"Measured on {_pictures(samples)} of {_place(subject, request)}, each {squeezed}, layer by layer, beside the "
-        f"same network {subject.start}."
+        f"Measured on {_pictures(samples)} of {_place(subject, request)} ({seen}), layer by layer, beside the same "
+        f"network {subject.start}."
     )
+    if views[0].config.size != subject.view.size:
+        about += f" Maps are of {views[0].config.size} x {views[0].config.size} pixels."
     if subject.task == "masked_autoencoding":
         about += (
             f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "
@@ -154,7 +159,12 @@ def _maps(subject: Subject, layer: int, view: View, samples: list[Sample], count
     seen, keys = [view.seen(sample) for sample in shown], [sample.key for sample in shown]
     heads = heads_at(subject, layer, view.images(shown))
     where = f"layer {layer} of {len(subject.model.blocks)}"
-    figures = [figure(seen, keys, heads, where) for figure in (attention_figure, pca_figure, segmentation_figure)]
+    given = [None if sample.mask is None else view.mask(sample) for sample in shown]
+    figures = [
+        attention_figure(seen, keys, heads, where),
+        pca_figure(seen, keys, heads, where),
+        segmentation_figure(seen, keys, heads, where, given),
+    ]
     masked = {number: view.mask(sample) for number, sample in enumerate(samples) if sample.mask is not None}
     if not masked:
         return figures, []

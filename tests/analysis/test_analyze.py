@@ -332,6 +332,11 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     assert "4096 at most" in refused(run, "--size", 7 * 65)
     assert "is for maps of tokens" in refused("ugtv_fast_demosaicking", "--layer", 1)
     Image.new("L", (28, 20)).save(torn / "a.png")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
+    assert "b.png: cannot be read" in refused(run, "--images", damaged)
+    assert "notes.txt: is a file; choose another --output" in refused(run, output=tmp_path / "notes.txt")
     assert "28 x 28 pixels, its picture a.png has 28 x 20" in refused(run, "--images", torn)
 
 
