@@ -34,7 +34,7 @@ def attention_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, wher
     return Figure(
         "attention",
         f"Attention: where each head looks, {where}",
-        f"{says} Black is 0, and the brightest are the highest 1 % of that map, so brightness says nothing between maps. "
+        f"{says} Black is 0, and the brightest are the highest 1 % of that map, so brightness does not compare maps. "
         f"In a network that has learned well, heads single out the object and its parts.",
         source,
         made.bytes,
@@ -68,7 +68,7 @@ def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str
     ) as made:
         for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
             show(made.axes[0, number], picture, key[:20])
-            show(made.axes[1, number], first[number], "first component: front yellow" if number == 0 else "", cmap="cividis")
+            show(made.axes[1, number], first[number], "first component" if number == 0 else "", cmap="cividis")
             show(made.axes[2, number], colours[number], "three more of what is in front" if number == 0 else "")
             for (y, x), value in np.ndenumerate(first[number]):
                 rows.append((key, y, x, float(value), *map(float, colours[number, y, x])))

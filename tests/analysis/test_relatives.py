@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from crate_graph import create_model
 from crate_graph.analysis.layers import activations, matrices, undefined, weights
 from crate_graph.analysis.subject import open_subject
-from crate_graph.analysis.tokens import choose_layer, heads_at
+from crate_graph.analysis.tokens import choose_layer, heads_at, resized
 from crate_graph.checkpoint import CheckpointStore
 from crate_graph.checkpoint.contents import Contents
 from crate_graph.cli import main
@@ -303,7 +303,7 @@ def test_the_map_of_tost_is_the_weight_of_a_patch_in_a_head(published):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     heads = heads_at(subject, 1, images)
     block = subject.model.blocks[0]
-    w = block.tssa.subspaces(block.norm1(subject.model.embed(images))).unflatten(-1, (3, 16)).transpose(1, 2)
+    w = block.tssa.subspaces(block.norm1(resized(subject, 32).embed(images))).unflatten(-1, (3, 16)).transpose(1, 2)
     shares = (w**2 / (w**2).sum(dim=2, keepdim=True)).sum(-1) * block.tssa.temperature
     pi = torch.softmax(shares, dim=1)
     assert choose_layer(subject, None) == 2 and heads.grid == (4, 4)
