@@ -9,6 +9,7 @@ from torch import Tensor
 from crate_graph.analysis.figures import WIDTH, Figure, sheet, show
 from crate_graph.analysis.tokens import Heads
 
+_BRIGHT = 0.99  # quantile of a map's weights from which on a patch is brightest: one patch may outshine all others
 _PAPER = "arXiv 2308.16271"
 
 
@@ -27,19 +28,34 @@ def attention_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, wher
             for head in range(count):
                 axes = block[head // (columns - 1), 1 + head % (columns - 1)]
                 weights = maps[number, head].numpy()
-                show(axes, weights, f"head {head + 1}", cmap="magma", vmin=0, vmax=weights.max())
+                show(axes, weights, f"head {head + 1}", cmap="magma", vmin=0, vmax=np.quantile(weights, _BRIGHT))
                 rows += [(key, head + 1, y, x, float(w)) for (y, x), w in np.ndenumerate(weights)]
+    says, source = _words(heads)
     return Figure(
         "attention",
         f"Attention: where each head looks, {where}",
-        "For each picture and each head: how strongly the token that decides the class attends to every patch, from "
-        "dark to bright. In a network that has learned well, heads single out the object and its parts.",
-        f"{_PAPER}: softmax over the patches of <U_k'z_i, U_k'z_cls>; query and key of a ViT",
+        f"{says} Black is 0, and the brightest are the highest 1 % of that map, so brightness does not compare maps. "
+        f"In a network that has learned well, heads single out the object and its parts.",
+        source,
         made.bytes,
         "png",
         ("picture", "head", "patch row", "patch column", "weight"),
         rows,
     )
+
+
+def _words(heads: Heads) -> tuple[str, str]:
+    """What is drawn, and its source."""
+    if heads.memberships is not None:
+        return (
+            "ToST compares no patches: each patch belongs to each head to some degree. For each picture and each head: "
+            "the weight of every patch in that head.",
+            "arXiv 2412.17810: the membership of a patch over the sum of those of all patches",
+        )
+    source = f"{_PAPER}: softmax over the patches of <U_k'z_i, U_k'z_cls>; query and key of a ViT"
+    if heads.has_class_token:
+        return "For each picture and each head: how strongly the class token attends to every patch.", source
+    return "For each picture and each head: how strongly every patch is attended to, mean over all patches.", source
 
 
 def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str) -> Figure:
@@ -53,7 +69,7 @@ def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str
         for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
             show(made.axes[0, number], picture, key[:20])
             show(made.axes[1, number], first[number], "first component" if number == 0 else "", cmap="cividis")
-            show(made.axes[2, number], colours[number], "components in front" if number == 0 else "")
+            show(made.axes[2, number], colours[number], "three more of what is in front" if number == 0 else "")
             for (y, x), value in np.ndenumerate(first[number]):
                 rows.append((key, y, x, float(value), *map(float, colours[number, y, x])))
     return Figure(

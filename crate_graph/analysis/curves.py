@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, sheet
 from crate_graph.analysis.layers import Matrix, activations, matrices, weights
 from crate_graph.analysis.measured import Measured
+from crate_graph.analysis.panels import CURVES, DECODER_CURVES, SHARE, SPECTRA, Panel
 from crate_graph.analysis.pictures import Sample, View
+from crate_graph.analysis.reconstruction import hidden_patches
 from crate_graph.analysis.subject import Subject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
 _COLUMNS = ("model", "measure", "layer", "mean", "std", "unit", "over")
 _MARKS = {"query": ("--", "v"), "key": ("-.", "^"), "value": (":", "s")}  # of a ViT's three projections
 
@@ -30,15 +33,6 @@ class Series:
     matrices: list[Matrix]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: the measures whose name is `measure`, or `measure` and a projection of a ViT."""
-
-    title: str
-    measure: str
-    unit: str
-
-
 def series_of(subject: Subject, samples: list[Sample], other: Subject | None) -> list[Series]:
     """Trained, initial, and the other model where there is one, on the same pictures, each by its own view of them.
 
@@ -46,97 +40,31 @@ def series_of(subject: Subject, samples: list[Sample], other: Subject | None) ->
         UserError: a model whose layers have no measures.
     """
     shown = [
-        (subject, subject.model, subject.architecture, TRAINED),
+        (subject, subject.model, f"{subject.architecture}, trained", TRAINED),
         (subject, subject.initial, subject.start, INITIAL),
     ]
     if other is not None:
         shown.append((other, other.model, f"{other.architecture}, to compare", OTHER))
     found = []
     for of, model, label, colour in shown:
-        measured = activations(model, View(of).images(samples)) + weights(model)
+        measured = activations(model, *_inputs(of, samples)) + weights(model)
         found.append(Series(label, colour, measured, matrices(model)))
     return found
 
 
+def _inputs(subject: Subject, samples: list[Sample]) -> tuple[Tensor, ...]:
+    """Images (B, C, H, W), and for a masked autoencoder which patches are hidden (B, N)."""
+    images = View(subject).images(samples)
+    if subject.task == "masked_autoencoding":
+        return images, hidden_patches(subject, len(samples))
+    return (images,)
+
+
 def curve_figures(series: Sequence[Series]) -> list[Figure]:
     """Those that the models have measures for."""
-    figures = [
-        layer_curves(
-            "rate_given_subspaces",
-            "Compression: the rate of the tokens, given the subspaces",
-            "Each layer's attention is to move the tokens towards a few learned subspaces, and Rᶜ counts the nats that "
-            "it takes to write the tokens down once the subspaces are known. In published networks it falls with "
-            "depth; before training it stays about flat.",
-            _RATES,
-            (
-                Panel("where attention takes its input", "rc_attention_input", "Rᶜ, nats"),
-                Panel("after attention, before sparsifying", "rc_half_step", "Rᶜ, nats"),
-                Panel("after the layer", "rc_output", "Rᶜ, nats"),
-            ),
-            series,
-        ),
-        layer_curves(
-            "coding_rate",
-            "Expansion: the rate of the tokens without the subspaces",
-            "R counts the nats that the tokens of one picture take with nothing known of them, so a large value says "
-            "that they still tell different things apart. A good representation keeps R high while Rᶜ falls.",
-            _RATES,
-            (
-                Panel("after attention", "coding_rate_half_step", "R, nats"),
-                Panel("after the layer", "coding_rate_output", "R, nats"),
-            ),
-            series,
-        ),
-        layer_curves(
-            "sparse_rate_reduction",
-            "The objective: sparse rate reduction",
-            "R - Rᶜ - λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
-            "once the subspaces are known, less the entries that are not zero. Each layer is one step of that climb; "
-            "training itself only minimises the error of the classes, and may trade some of it away.",
-            "arXiv 2306.01129; λ is that of ISTA, rates are of tokens of unit norm",
-            (Panel("after the layer", "sparse_rate_reduction", "R - Rᶜ - λ‖Z‖₀"),),
-            series,
-        ),
-        layer_curves(
-            "sparsity",
-            "Sparsity: how many entries of a token are not zero",
-            "The second half of each layer is a step towards a code with few entries that are not zero; only exact "
-            "zeros count here. In the published networks fewer are left with depth, except in the last layer.",
-            "arXiv 2306.01129: ‖Z‖₀ / (d N)",
-            (
-                Panel("after attention (nothing makes it sparse there)", "nonzero_half_step", "share not zero"),
-                Panel("after the layer", "nonzero_output", "share not zero"),
-            ),
-            series,
-        ),
-        layer_curves(
-            "coherence",
-            "Coherence: how near the subspaces of one layer are to each other",
-            "0 says that two heads look at directions with nothing in common, 1 that they share a direction. The model "
-            "is derived for subspaces that are nearly orthogonal, so lower is closer to the theory.",
-            "cosines of principal angles: Björck and Golub, Math. Comp. 27, 1973",
-            (
-                Panel("smallest angle, mean over the pairs", "coherence", "cosine"),
-                Panel("the nearest pair", "coherence_largest", "cosine"),
-                Panel("all angles, root mean square", "overlap", "cosine"),
-            ),
-            series,
-        ),
-        layer_curves(
-            "dictionary",
-            "Dictionaries: how many directions they use, and how far a step goes",
-            "The sparse codes are written in a learned dictionary; its effective rank says in how many directions it "
-            "is rich. While η‖D‖² stays below 1 the sparsifying step is sure to lower its own objective.",
-            "Roy and Vetterli, EUSIPCO 2007; Beck and Teboulle, SIAM J. Imaging Sci. 2(1), 2009",
-            (
-                Panel("effective rank", "dictionary_effective_rank", "dimensions"),
-                Panel("η‖D‖²", "ista_step_bound", "of the longest safe step"),
-            ),
-            series,
-        ),
-        _spectra(series),
-    ]
-    return [figure for figure in figures if figure is not None]
+    drawn = [layer_curves(*each, series) for each in (*CURVES, *DECODER_CURVES)]
+    spectra = [_spectra(name, *words, series) for name, words in SPECTRA.items()]
+    return [figure for figure in (*drawn, *spectra) if figure is not None]
 
 
 def layer_curves(
@@ -155,8 +83,18 @@ def layer_curves(
                     rows += [_row(each.label, m) for m in values]
             axes.set(title=panel.title, xlabel="layer", ylabel=panel.unit)
             whole_numbers(axes)
+        _share_scales(made.axes[0], panels)
         made.axes[0, 0].legend(fontsize=8)
     return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
+
+
+def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
+    """Panels of one unit have one scale, so that they can be compared; shares are from 0 to 1."""
+    for unit in {panel.unit for panel in panels}:
+        alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
+        low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
+        for axes in alike:
+            axes.set_ylim(*((0, 1.05) if unit == SHARE else (min(low), max(high))))
 
 
 def draw_curve(axes: Axes, places: Sequence[float], values: Sequence[Measured], series: Series, part: str = "") -> None:
@@ -195,34 +133,27 @@ def _row(label: str, m: Measured) -> tuple:
     return label, m.name, m.layer[0], m.mean, m.std, m.unit, m.over
 
 
-def _spectra(series: Sequence[Series]) -> Figure | None:
+def _spectra(measure: str, title: str, says: str, source: str, series: Sequence[Series]) -> Figure | None:
     """Singular values of the dictionaries: a panel for each model that has them."""
-    series = [each for each in series if any(m.name == "dictionary_spectrum" for m in each.matrices)]
+    series = [each for each in series if any(m.name == measure for m in each.matrices)]
     if not series:
         return None
     from matplotlib import colormaps
 
-    rows = []
+    rows, longest = [], 0.0
     with sheet(1, len(series), height=3.4, width=max(5.5, 4.2 * len(series))) as made:
         for axes, each in zip(made.axes[0], series, strict=True):
-            spectra = [m for m in each.matrices if m.name == "dictionary_spectrum"]
+            spectra = [m for m in each.matrices if m.name == measure]
             for spectrum in spectra:
                 layer, values = spectrum.layer[0], spectrum.values.tolist()
                 shade = colormaps["viridis"](0.9 * (layer - 1) / max(len(spectra) - 1, 1))
                 label = f"layer {layer}" if layer in (1, len(spectra)) else None
                 axes.plot(range(1, len(values) + 1), values, color=shade, linewidth=1.3, label=label)
                 rows += [(each.label, layer, place, value) for place, value in enumerate(values, start=1)]
-            axes.set(title=each.label, xlabel="singular value, largest first", ylabel="size")
+                longest = max(longest, values[0])
+            axes.set(title=each.label, xlabel="singular value, the largest first", ylabel="its size")
             axes.legend(fontsize=8)
-    return Figure(
-        "dictionary_spectra",
-        "Dictionaries: the spectra",
-        "Each line holds the singular values of one layer's dictionary, dark for the first layer and light for the "
-        "last. A line that bends down early says that the layer has come to use few directions; straight is how random "
-        "ones are.",
-        "arXiv 2306.01129, on the dictionary D",
-        made.bytes,
-        "svg",
-        ("model", "layer", "place", "singular value"),
-        rows,
-    )
+        for axes in made.axes[0]:
+            axes.set_ylim(0, 1.05 * longest)  # side by side they are compared
+    name = "dictionary_spectra" if measure == "dictionary_spectrum" else measure.replace("spectrum", "spectra")
+    return Figure(name, title, says, source, made.bytes, "svg", ("model", "layer", "place", "singular value"), rows)

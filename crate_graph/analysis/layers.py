@@ -15,6 +15,18 @@ the published measurements, and so at most d/2 ln 101 nats.
     nonzero_half_step       (l,)              fraction   entries of Z^(l+1/2) that are not exactly 0
     nonzero_output          (l,)              fraction   the same of Z^(l+1), the output of ISTA: ||Z||_0 / (d N)
     sparse_rate_reduction   (l,)              nats       R - R^c - lambda ||.||_0 of Z^(l+1), lambda that of ISTA
+    CRATE-alpha: as CRATE but for the last; its Z^(l+1) is no code, and so dense
+    nonzero_code            (l,)              fraction   entries of the code A, 4 d for each token, that are not 0
+    CRATE-MAE: its encoder as CRATE, and its decoder, where Y^(l+1/2) = E LN(Y^l) and Y^(l+1) = Y^(l+1/2) - MSSA(LN(.))
+    decoder_rc_attention_input, decoder_rc_half_step, decoder_rc_output         (l,)   as above, l of the decoder
+    decoder_coding_rate_half_step, decoder_coding_rate_output                   (l,)
+    ToST: rc_*, coding_rate_*, nonzero_* as CRATE (the bias of U_k is in the attention's input only), and
+    variational_rate_attention_input, variational_rate_half_step, variational_rate_output   (l,)   nats
+                                                         R^var: what the layer descends (2412.17810), with the
+                                                         memberships pi that its rule gives those tokens; at most
+                                                         p/2 ln 101
+    membership_entropy      (l,)              nats       mean over the tokens of -sum_k pi_k ln pi_k; exp of it is a
+                                                         number of heads
     ViT
     rc_attention_input_P    (l,)              nats       as above with P = query, key, value for U, its bias included
     rc_half_step_P          (l,)              nats       as above with the weight of P for U
@@ -36,6 +48,11 @@ the published measurements, and so at most d/2 ln 101 nats.
     dictionary_largest_singular_value, dictionary_smallest_singular_value   (l,)   one
     dictionary_effective_rank   (l,)          dimensions one
     ista_step_bound         (l,)              1          one: eta ||D||_2^2; an ISTA step descends for sure up to 1
+    CRATE-alpha: as CRATE, D of (d, 4d); and D', which decodes
+    decoding_largest_singular_value, decoding_smallest_singular_value, decoding_effective_rank   (l,)   one
+    CRATE-MAE: its encoder as CRATE, and of its decoder the same but for the step bound, with E for D
+    decoder_coherence, decoder_coherence_largest, decoder_overlap, decoder_dictionary_*
+    ToST: coherence, coherence_largest, overlap
     ViT
     coherence_P, coherence_largest_P, overlap_P          as above for P = query, key, value
     graph networks
@@ -51,32 +68,44 @@ the published measurements, and so at most d/2 ln 101 nats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from crate_graph.analysis.graph_networks import Part, measure_graph_weights, watch_graph_network
+from crate_graph.analysis.graph_networks import Handle, measure_graph_weights, watch_graph_network
 from crate_graph.analysis.measured import Gathered, Measured
 from crate_graph.analysis.transformers import (
+    DECODER,
     VIT_PARTS,
+    attention_of,
     bases_of,
+    dictionaries_of,
     is_pre_norm,
-    measure_crate_weights,
     measure_vit_weights,
+    measure_white_box_weights,
+    watch_alpha,
     watch_crate,
+    watch_decoder,
+    watch_tost,
     watch_vit,
 )
 from crate_graph.errors import UserError
 from crate_graph.measures.matrices import coherence, singular_values
 from crate_graph.models.crate import CRATE
+from crate_graph.models.crate_alpha import CRATEAlpha
+from crate_graph.models.crate_mae import CRATEMAE
 from crate_graph.models.factory import architecture
 from crate_graph.models.graph_networks import UnrolledGraphNetwork, UntrainedGraphNetwork
+from crate_graph.models.tost import ToST
 from crate_graph.models.ugtv_fast import UGTVFast
 from crate_graph.models.vit_restorer import ViTRestorer
+
+MEASURED = "CRATE, CRATE-alpha, CRATE-MAE, ToST, a ViT of timm, uglr, ugtv, iglr, igtv and ugtv_fast"
 
 
 def activations(model: nn.Module, *inputs: Tensor | None, cg_steps: bool = False) -> list[Measured]:
@@ -86,23 +115,21 @@ def activations(model: nn.Module, *inputs: Tensor | None, cg_steps: bool = False
     evaluation mode, without autograd.
 
     Args:
-        inputs: images (B, C, H, W), or for a restoration network observed, mask and sigma or None.
+        inputs: images (B, C, H, W), for a masked autoencoder then the mask (B, N) or None; or for a restoration network
+            observed, mask and sigma or None.
         cg_steps: measure a graph network after each CG step, too.
 
     Raises:
         UserError: a model whose layers have no such measures.
     """
-    kind, parts = _layers_of(model)
+    stacks = _stacks_of(model)
     gathered = Gathered()
     with as_found(model), torch.autocast(inputs[0].device.type, enabled=False):
         handles = []
         try:
-            if kind == "crate":
-                handles.extend(watch_crate(parts, gathered))
-            elif kind == "vit":
-                handles.extend(watch_vit(parts, gathered))
-            else:
-                handles.extend(watch_graph_network(parts, gathered, cg_steps))
+            for family, layers in stacks:
+                steps = {"cg_steps": cg_steps} if family is _GRAPH else {}
+                handles.extend(family.watch(layers, gathered, **steps))
             model(*inputs)
         finally:
             for handle in handles:
@@ -113,16 +140,18 @@ def activations(model: nn.Module, *inputs: Tensor | None, cg_steps: bool = False
 @torch.no_grad()
 def weights(model: nn.Module) -> list[Measured]:
     """What the parameters of the layers of `model` are like; see the table above. Raises UserError as `activations`."""
-    kind, parts = _layers_of(model)
     gathered = Gathered()
-    measure = {"crate": measure_crate_weights, "vit": measure_vit_weights, "graph": measure_graph_weights}[kind]
-    measure(parts, gathered)
+    for family, layers in _stacks_of(model):
+        family.measure_weights(layers, gathered)
     return gathered.measured()
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """dictionary_spectrum (d,), largest first; coherence (K, K), of ViT coherence_P; metric (heads, D, D)."""
+    """dictionary_spectrum (d,), largest first; coherence (K, K), of ViT coherence_P; metric (heads, D, D).
+
+    CRATE-alpha has decoding_spectrum (d,), too; what a decoder has begins with "decoder_".
+    """
 
     name: str
     layer: tuple[int, ...]
@@ -132,30 +161,17 @@ class Matrix:
 @torch.no_grad()
 def matrices(model: nn.Module) -> list[Matrix]:
     """What the scalars of `weights` are taken from. Raises UserError as `activations`."""
-    kind, parts = _layers_of(model)
-    found = []
-    for layer, part in enumerate(parts, start=1):
-        if kind == "crate":
-            bases = bases_of(part.mssa.subspaces.weight, part.mssa.num_heads)
-            found.append(("dictionary_spectrum", layer, singular_values(part.ista.dictionary)))
-            found.append(("coherence", layer, coherence(bases)))
-        elif kind == "vit":
-            for name, weight in zip(VIT_PARTS, part.attn.qkv.weight.chunk(3), strict=True):
-                found.append((f"coherence_{name}", layer, coherence(bases_of(weight, part.attn.num_heads))))
-        else:
-            found.append(("metric", layer, part.graphs.root.mT @ part.graphs.root))
-    return [Matrix(name, (layer,), values.detach().float().cpu()) for name, layer, values in found]
+    return [
+        Matrix(name, (number,), values.detach().float().cpu())
+        for family, layers in _stacks_of(model)
+        for number, layer in enumerate(layers, start=1)
+        for name, values in family.matrices(layer)
+    ]
 
 
 def undefined(model: nn.Module) -> dict[str, str]:
     """Measures of the white box that `model` has none of, and why. Raises UserError as `activations`."""
-    kind, _ = _layers_of(model)
-    if kind != "vit":
-        return {}
-    return {
-        "rc_output, sparse_rate_reduction": "a ViT has three projections per head and no subspaces U_k, and no lambda",
-        "dictionary_*, ista_step_bound": "its MLP is no step of an optimisation with a dictionary",
-    }
+    return {measures: why for family, _ in _stacks_of(model) for measures, why in family.undefined.items()}
 
 
 def has_measures(model: nn.Module) -> bool:
@@ -165,29 +181,92 @@ def has_measures(model: nn.Module) -> bool:
 def unmeasured(model: nn.Module) -> str | None:
     """Why the layers of `model` have no measures; None where they have."""
     try:
-        _layers_of(model)
+        _stacks_of(model)
     except UserError as error:
         return str(error)
     return None
 
 
-def _layers_of(model: nn.Module) -> tuple[str, list[nn.Module] | list[Part]]:
-    """("crate", "vit" or "graph", the layers or blocks)."""
-    if isinstance(model, CRATE):
-        return "crate", list(model.blocks)
+def _white_box_matrices(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, dictionary in dictionaries_of(block).items():
+        yield f"{prefix}{name}_spectrum", singular_values(dictionary)
+    attention = attention_of(block)
+    yield f"{prefix}coherence", coherence(bases_of(attention.subspaces.weight, attention.num_heads))
+
+
+def _vit_matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in zip(VIT_PARTS, block.attn.qkv.weight.chunk(3), strict=True):
+        yield f"coherence_{name}", coherence(bases_of(weight, block.attn.num_heads))
+
+
+def _graph_matrices(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield "metric", part.graphs.root.mT @ part.graphs.root
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Layers of one kind: how they are watched, what their weights tell, and what they do not have."""
+
+    watch: Callable[..., Iterator[Handle]]
+    measure_weights: Callable[[list[nn.Module], Gathered], None]
+    matrices: Callable[[nn.Module], Iterator[tuple[str, Tensor]]]
+    undefined: dict[str, str] = field(default_factory=dict)
+
+
+_CRATE = _Family(watch_crate, measure_white_box_weights, _white_box_matrices)
+_ALPHA = _Family(
+    watch_alpha,
+    measure_white_box_weights,
+    _white_box_matrices,
+    {"sparse_rate_reduction": "its layers add their decoded codes to the tokens, so no tokens are a sparse code"},
+)
+_DECODER = _Family(
+    watch_decoder,
+    partial(measure_white_box_weights, prefix=DECODER),
+    partial(_white_box_matrices, prefix=DECODER),
+    {
+        "decoder_nonzero_*, decoder_sparse_rate_reduction, decoder_ista_step_bound": "its decoder undoes the sparse "
+        "coding by a linear map, which is no step of ISTA, and no token there is sparse"
+    },
+)
+_TOST = _Family(
+    watch_tost,
+    measure_white_box_weights,
+    _white_box_matrices,
+    {
+        "sparse_rate_reduction": "its layers have no step towards a sparse code, and so no lambda",
+        "dictionary_*, ista_step_bound": "its MLP is no step of an optimisation with a dictionary",
+    },
+)
+_VIT = _Family(
+    watch_vit,
+    measure_vit_weights,
+    _vit_matrices,
+    {
+        "rc_output, sparse_rate_reduction": "a ViT has three projections per head and no subspaces U_k, and no lambda",
+        "dictionary_*, ista_step_bound": "its MLP is no step of an optimisation with a dictionary",
+    },
+)
+_GRAPH = _Family(watch_graph_network, measure_graph_weights, _graph_matrices)
+
+
+def _stacks_of(model: nn.Module) -> list[tuple[_Family, list[nn.Module]]]:
+    """The layers or blocks of the model, in stacks of one kind each: a masked autoencoder has two."""
+    for kind, family in ((CRATE, _CRATE), (CRATEAlpha, _ALPHA), (ToST, _TOST)):
+        if isinstance(model, kind):
+            return [(family, list(model.blocks))]
+    if isinstance(model, CRATEMAE):
+        return [(_CRATE, list(model.blocks)), (_DECODER, list(model.decoder_blocks))]
     trunk = model.trunk if isinstance(model, ViTRestorer) else model
     if isinstance(trunk, VisionTransformer) and all(map(is_pre_norm, trunk.blocks)):
-        return "vit", list(trunk.blocks)
+        return [(_VIT, list(trunk.blocks))]
     if isinstance(model, UntrainedGraphNetwork):
-        return "graph", [model]
+        return [(_GRAPH, [model])]
     if isinstance(model, UnrolledGraphNetwork | UGTVFast):
         if any(getattr(block, "plain", False) for block in model.blocks):
             raise UserError(f"{architecture(model)}: the plain form is not measured; leave model.kwargs.plain out")
-        return "graph", list(model.blocks)
-    raise UserError(
-        f"{architecture(model)}: its layers have no measures; they are defined for CRATE, a ViT of timm, uglr, ugtv, "
-        f"iglr, igtv and ugtv_fast"
-    )
+        return [(_GRAPH, list(model.blocks))]
+    raise UserError(f"{architecture(model)}: its layers have no measures; they are defined for {MEASURED}")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Report:
     facts: dict[str, Any]
     notes: Sequence[str]
     figures: Sequence[Figure]
+    words: dict[str, str]  # what a reader must know, and what it means
     command: str
 
 

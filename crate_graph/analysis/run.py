@@ -12,10 +12,12 @@ from crate_graph.analysis.attention import attention_figure, pca_figure
 from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
-from crate_graph.analysis.layers import has_measures, undefined
+from crate_graph.analysis.layers import MEASURED, has_measures, undefined
 from crate_graph.analysis.measured import Measured
+from crate_graph.analysis.panels import GRAPH_WORDS, WORDS
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.probe import SIDE, last_layer
+from crate_graph.analysis.reconstruction import reconstruction_figure
 from crate_graph.analysis.report import REPORT, Report, check_output, write_report
 from crate_graph.analysis.segmentation import iou_figure, judge, segmentation_figure
 from crate_graph.analysis.subject import Subject, open_subject
@@ -51,7 +53,7 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
     check_output(output, request.force)
     subject = open_subject(name)
     other = None if request.compare is None else _other(subject, request.compare)
-    show = _classifier if subject.task == "classification" else _restorer
+    show = _restorer if subject.task == "restoration" else _transformer
     figures, measured, about = show(subject, other, request)
     report = Report(
         title=f"What {subject.architecture} does, layer by layer",
@@ -59,6 +61,7 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         facts={"analysed": redact(name), **subject.facts},
         notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,
+        words=GRAPH_WORDS if is_graph_network(subject.model) else WORDS,
         command=redact(_command(name, output, request)),
     )
     files = write_report(report, output, force=request.force)
@@ -77,11 +80,15 @@ def _place(subject: Subject, request: Request) -> str:
     return f"{redact(subject.dataset)}, split {subject.split}"
 
 
+def _pictures(items: Sequence) -> str:
+    return f"{len(items)} picture{'s' * (len(items) > 1)}"
+
+
 def _missing(subject: Subject, other: Subject | None) -> list[str]:
     """The measures that one of the models has not, and why."""
     models = [each for each in (subject, other) if each is not None]
     return [
-        f"{each.architecture} has no {measures}: {why}."
+        f"Not defined for {each.architecture}: {measures}; {why}."
         for each in models
         for measures, why in undefined(each.model).items()
     ]
@@ -107,13 +114,11 @@ def _other(subject: Subject, name: str) -> Subject:
     return other
 
 
-def _classifier(subject: Subject, other: Subject | None, request: Request) -> Shown:
+def _transformer(subject: Subject, other: Subject | None, request: Request) -> Shown:
     models = [each for each in (subject, other) if each is not None]
     for each in models:
         if not has_measures(each.model):
-            raise UserError(
-                f"{each.name}: {each.architecture} has no measures; analyze CRATE, a ViT of timm, or a graph network"
-            )
+            raise UserError(f"{each.name}: {each.architecture} has no measures; they are defined for {MEASURED}")
     layers = [choose_layer(each, request.layer) for each in models]
     views = [View(each, _side(each, request)) for each in models]
     for each, view in zip(models, views, strict=True):
@@ -121,6 +126,8 @@ def _classifier(subject: Subject, other: Subject | None, request: Request) -> Sh
     samples = samples_of(subject, request.images, request.samples)
     series = series_of(subject, samples, other)
     figures, judged = curve_figures(series), {}
+    if subject.task == "masked_autoencoding":
+        figures.insert(0, reconstruction_figure(subject, other, samples, request.show))
     for number, (each, layer, view) in enumerate(zip(models, layers, views, strict=True)):
         drawn, found = _maps(each, layer, view, samples, request.show)
         if number:
@@ -130,9 +137,19 @@ def _classifier(subject: Subject, other: Subject | None, request: Request) -> Sh
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
+    size = f"{subject.view.size} x {subject.view.size} pixels"
+    seen = f"each scaled to {size}" if subject.view.resize is None else f"of each the central square, at {size}"
     about = (
-        f"Measured on {len(samples)} pictures of {_place(subject, request)}, after each layer, beside {subject.start}."
+        f"Measured on {_pictures(samples)} of {_place(subject, request)} ({seen}), layer by layer, beside the same "
+        f"network {subject.start}."
     )
+    if views[0].config.size != subject.view.size:
+        about += f" Maps are of {views[0].config.size} x {views[0].config.size} pixels."
+    if subject.task == "masked_autoencoding":
+        about += (
+            f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "
+            f"encoder, which sees whole pictures there."
+        )
     return figures, series[0].measured, about
 
 
@@ -142,7 +159,12 @@ def _maps(subject: Subject, layer: int, view: View, samples: list[Sample], count
     seen, keys = [view.seen(sample) for sample in shown], [sample.key for sample in shown]
     heads = heads_at(subject, layer, view.images(shown))
     where = f"layer {layer} of {len(subject.model.blocks)}"
-    figures = [figure(seen, keys, heads, where) for figure in (attention_figure, pca_figure, segmentation_figure)]
+    given = [None if sample.mask is None else view.mask(sample) for sample in shown]
+    figures = [
+        attention_figure(seen, keys, heads, where),
+        pca_figure(seen, keys, heads, where),
+        segmentation_figure(seen, keys, heads, where, given),
+    ]
     masked = {number: view.mask(sample) for number, sample in enumerate(samples) if sample.mask is not None}
     if not masked:
         return figures, []
@@ -167,13 +189,13 @@ def _side(subject: Subject, request: Request) -> int:
 def _restorer(subject: Subject, other: Subject | None, request: Request) -> Shown:
     for option in ("layer", "patch"):
         if (value := getattr(request, option)) is not None:
-            raise UserError(f"--{option} {value}: is for maps of a classifier, {subject.name} restores; leave it out")
+            raise UserError(f"--{option} {value}: is for maps of tokens, {subject.name} restores; leave it out")
     side = request.size or SIDE
     observations = observations_of(subject, request.images, request.samples, side)
     series = restorer_series(subject, observations, other)
     about = (
-        f"Measured on {len(observations)} pictures of {_place(subject, request)} ({describe(subject.degradation)}; "
-        f"their central {side} x {side} pixels), beside {subject.start}."
+        f"Measured on {_pictures(observations)} of {_place(subject, request)} ({describe(subject.degradation)}; the "
+        f"central {side} x {side} pixels), beside the same network {subject.start}."
     )
     if is_graph_network(subject.model):
         figures = graph_figures(subject, other, series, observations, request.show)

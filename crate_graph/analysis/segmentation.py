@@ -8,6 +8,7 @@ the coordinates U_k'z of CRATE as features. No CRF refines the masks: they are m
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -112,16 +113,23 @@ def judge(heads: Heads, masks: dict[int, np.ndarray]) -> list[tuple[int, str, fl
     return found
 
 
-def segmentation_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str) -> Figure:
-    """The objects of each picture, coloured."""
+def segmentation_figure(
+    seen: list[np.ndarray], keys: list[str], heads: Heads, where: str, masks: Sequence[np.ndarray | None]
+) -> Figure:
+    """The objects of each picture, coloured, and below them the given masks (H, W), where there are some."""
     features, rows = heads.features(), []
+    lines = 2 if all(mask is None for mask in masks) else 3
     columns = max(len(seen), 2)
     width = WIDTH * columns / max(columns, 4)
-    with sheet(2, columns, height=2 * (WIDTH / max(columns, 4) + 0.25), width=width, format="png") as made:
-        for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
+    height = lines * (WIDTH / max(columns, 4) + 0.25)
+    with sheet(lines, columns, height=height, width=width, format="png") as made:
+        for number, (picture, key, given) in enumerate(zip(seen, keys, masks, strict=True)):
             show(made.axes[0, number], picture, key[:20])
             objects = mask_cut(features[number], heads.grid)
-            show(made.axes[1, number], _painted(picture, objects), f"{len(objects)} found")
+            iou = "" if given is None else f", first: IoU {intersection_over_union(objects[0], given):.2f}"
+            show(made.axes[1, number], _painted(picture, objects), f"{len(objects)} found{iou}")
+            if given is not None:
+                show(made.axes[2, number], _painted(picture, [given]), "the given mask")
             for place, mask in enumerate(objects, start=1):
                 rows += [(key, place, int(y), int(x)) for y, x in zip(*mask.nonzero(), strict=True)]
     return Figure(

@@ -1,7 +1,7 @@
 """Coding rates and sparsity of tokens.
 
-Papers: arXiv 2306.01129 and 2311.13110. There the tokens are the columns of Z (d, N); here they are
-rows, (..., N, d). Rates are in nats for each image: all leading dimensions are kept.
+Papers: arXiv 2306.01129 and 2311.13110; 2412.17810 for the variational form. There the tokens are the columns of Z
+(d, N); here they are rows, (..., N, d). Rates are in nats for each image: all leading dimensions are kept.
 """
 
 from __future__ import annotations
@@ -51,6 +51,25 @@ def rate_given_subspaces(w: Tensor, eps_squared: float = EPS_SQUARED) -> Tensor:
 def rate_given_subspaces_reference(w: Tensor, eps_squared: float = EPS_SQUARED) -> Tensor:
     """The same through matrices of (N, N)."""
     return coding_rate_reference(w, eps_squared).sum(-1)
+
+
+def variational_rate(w: Tensor, membership: Tensor, eps_squared: float = EPS_SQUARED) -> Tensor:
+    """R^var(Z, Pi | U) = 1/2 sum_k n_k/N sum_i ln(1 + p / eps^2 m_ki), with m_ki = sum_n pi_kn w_kni^2 / n_k.
+
+    The variational form of the coding rate that ToST descends (arXiv 2412.17810): n_k = sum_n pi_kn, and m_ki is the
+    second moment of coordinate i over the tokens, weighted by their membership in subspace k. No token is compared with
+    another. It bounds sum_k n_k/(2 N) logdet(I + p / (n_k eps^2) W_k' diag(pi_k) W_k) from above (Hadamard), and is
+    equal to it where the coordinates of each subspace are uncorrelated. With p / eps^2 = 1 its gradient by w, Pi held,
+    is -1/N times what `crate_graph.ops.tssa` gives.
+
+    w (..., K, N, p), the coordinates U_k'Z; membership (..., K, N), adds up to 1 over K -> (...), in nats. Of tokens of
+    unit norm at most p/2 ln(1 + 1 / eps^2).
+    """
+    n, p = w.shape[-2:]
+    mass = membership.sum(-1)  # (..., K), n_k
+    moments = (membership.unsqueeze(-2) @ w.square()).squeeze(-2)  # (..., K, p)
+    moments = moments / mass.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(-1)
+    return (mass / n * (p / eps_squared * moments).log1p().sum(-1)).sum(-1) / 2
 
 
 def sparse_rate_reduction(rate: Tensor, given_subspaces: Tensor, z: Tensor, lambd: float) -> Tensor:

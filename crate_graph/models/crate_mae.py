@@ -72,6 +72,8 @@ class CRATEMAE(nn.Module):
     Raises UserError for an image, patch or head size that does not divide.
     """
 
+    num_prefix_tokens = 1
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -124,6 +126,12 @@ class CRATEMAE(nn.Module):
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Patches down and across an image of height x width pixels. Raises UserError if patches do not tile it."""
         return tiled(height, width, self.patch_embed.patch_size)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size from now on: positions are computed, so those of the patches stay as they are."""
+        size = to_2tuple(img_size)
+        like = {"device": self.pos_embed.device, "dtype": self.pos_embed.dtype}
+        self.pos_embed, self.img_size = sine_positions(self.grid_size(*size), self.embed_dim, **like), size
 
     def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) and mask (B, N) -> class token and patch or mask tokens (B, 1 + N, D)."""

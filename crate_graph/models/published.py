@@ -49,6 +49,11 @@ def load_published(family: str, state_dict: Mapping[str, Any], **config: int | f
     return model
 
 
+def create_published(family: str, config: Config) -> nn.Module:
+    """The model of that family and configuration (see `load_published`), with random weights."""
+    return _FAMILIES[family](config)
+
+
 _SIZES = {"image_size": int, "patch_size": int, "dim": int, "depth": int, "heads": int}
 
 

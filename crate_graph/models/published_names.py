@@ -101,6 +101,7 @@ _MARKS = {
 }
 # What the published CRATE-MAE keeps and does not use.
 UNUSED = {"crate_mae": ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")}
+FAMILIES = tuple(_NAMES)
 _LAYER = re.compile(r"^(blocks|transformer\.layers|decoder_blocks|class_blocks|cls_attn_blocks)\.(\d+)\.")
 
 

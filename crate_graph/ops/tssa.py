@@ -20,11 +20,16 @@ NORM_EPS = 1e-12  # least norm of a channel over the tokens
 
 def tssa_reference(w: Tensor, temperature: Tensor) -> Tensor:
     """The published form. w (B, K, N, p): the tokens' coordinates in K subspaces, temperature (K, 1) -> as w."""
-    unit = F.normalize(w, dim=-2, eps=NORM_EPS)  # each channel has norm 1 over the tokens
-    membership = torch.softmax(unit.square().sum(dim=-1) * temperature, dim=1)  # (B, K, N), adds up to 1 over K
+    membership = memberships(w, temperature)  # (B, K, N), adds up to 1 over K
     share = membership / (membership.sum(dim=-1, keepdim=True) + EPS)  # (B, K, N), adds up to 1 over N
     moments = share.unsqueeze(-2) @ w.square()  # (B, K, 1, p)
     return -(w * membership.unsqueeze(-1)) / (1 + moments)
+
+
+def memberships(w: Tensor, temperature: Tensor) -> Tensor:
+    """pi_kn, how far token n belongs to subspace k. w (B, K, N, p), temperature (K, 1) -> (B, K, N), adds up over k."""
+    unit = F.normalize(w, dim=-2, eps=NORM_EPS)  # each channel has norm 1 over the tokens
+    return torch.softmax(unit.square().sum(dim=-1) * temperature, dim=1)
 
 
 def tssa(w: Tensor, temperature: Tensor) -> Tensor:

@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crate_graph.analysis.layers import activations, has_measures, weights
+from crate_graph.analysis.layers import MEASURED, activations, has_measures, weights
 from crate_graph.analysis.measured import Measured
 from crate_graph.cluster.ranks import Ranks
 from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset, PlannedLoader
 from crate_graph.data.augment import build_eval_transform
 from crate_graph.data.degrade import unpack
+from crate_graph.data.keyed import KeyedView
 from crate_graph.engine.base import Engine
 from crate_graph.errors import UserError
 from crate_graph.models.restorers import is_restorer
 from crate_graph.tasks.build import train_transform
+from crate_graph.tasks.masked_autoencoding import random_masks
 from crate_graph.train.metrics_log import MetricsLog
 from crate_graph.train.telemetry import StepClock
 
@@ -51,8 +53,8 @@ def build_probe(recipe: Recipe, dataset: Dataset, model: nn.Module, ranks: Ranks
         return None
     if not has_measures(model):
         raise UserError(
-            f"model.name={recipe.model.name}: has no layers that telemetry.whitebox measures (those of CRATE, a ViT, "
-            f"uglr, ugtv and ugtv_fast have some); leave telemetry.whitebox out"
+            f"model.name={recipe.model.name}: has no layers that telemetry.whitebox measures (those of {MEASURED} have "
+            f"some); leave telemetry.whitebox out"
         )
     samples = dataset.split(recipe.data.train_split).samples
     if settings.samples > samples:
@@ -71,24 +73,31 @@ def shell_of(model: nn.Module) -> nn.Module:
 
 
 def _probe_batch(recipe: Recipe, dataset: Dataset, model: nn.Module, ranks: Ranks) -> tuple[Tensor | None, ...]:
-    """Training samples that the seed alone chooses: as an evaluation sees images, or restoration its first patches."""
+    """Training samples that the seed alone chooses: as an evaluation sees images, or restoration its first patches.
+
+    Of a masked autoencoder, which patches are hidden, too: as many as in training.
+    """
     data, restores = recipe.data, is_restorer(recipe.model.name)
+    masks = recipe.task.kind == "masked_autoencoding"
     as_evaluated = dict(mean=dataset.mean, std=dataset.std, channels=dataset.channels, num_classes=dataset.num_classes)
+    view = train_transform(recipe, dataset) if restores else build_eval_transform(data.eval_transform, **as_evaluated)
     loader = PlannedLoader(
         data.train_split,
         dataset=dataset,
-        transform=train_transform(recipe, dataset)
-        if restores
-        else build_eval_transform(data.eval_transform, **as_evaluated),
+        transform=KeyedView(view) if masks else view,
         seed=recipe.seed,
         slots=1,
         global_batch=recipe.telemetry.whitebox.samples,
         block=data.shuffle_block,
     )
     try:
-        images = next(loader.epoch(0)).images.to(ranks.device)  # (n, C, H, W)
+        batch = next(loader.epoch(0)).to(ranks.device)
     finally:
         loader.close()
+    images = batch.images  # (n, C, H, W)
+    if masks:
+        patches = math.prod(model.grid_size(*images.shape[-2:]))
+        return images, random_masks(batch.targets, patches, recipe.task.mask_ratio)
     if not restores:
         return (images,)
     observed, mask, sigma = unpack(images)

@@ -139,7 +139,7 @@ def test_a_report_of_crate_is_whole(report):
     assert {"attention", "pca", "maskcut", "foreground_iou", "sparsity", "compared_attention"} <= set(result["figures"])
     assert result["last_layer"]["rc_output"]["layer"] == [2]
     page = (output / "report.html").read_text()
-    assert "Measured on 3 pictures of" in page and "beside initialisation, seed 0" in page
+    assert "Measured on 3 pictures of" in page and "beside the same network before training (seed 0)" in page
 
 
 def test_a_browser_draws_the_report_of_crate(report, tmp_path):
@@ -330,8 +330,13 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     assert "a mask without its picture a." in refused(run, "--images", torn)
     assert "not divisible" in refused(run, "--size", 30) and "not divisible" in refused(run, "--patch", 5)
     assert "4096 at most" in refused(run, "--size", 7 * 65)
-    assert "is for maps of a classifier" in refused("ugtv_fast_demosaicking", "--layer", 1)
+    assert "is for maps of tokens" in refused("ugtv_fast_demosaicking", "--layer", 1)
     Image.new("L", (28, 20)).save(torn / "a.png")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
+    assert "b.png: cannot be read" in refused(run, "--images", damaged)
+    assert "notes.txt: is a file; choose another --output" in refused(run, output=tmp_path / "notes.txt")
     assert "28 x 28 pixels, its picture a.png has 28 x 20" in refused(run, "--images", torn)
 
 

@@ -180,6 +180,9 @@ def test_learned_scalars_are_those_that_the_solver_uses(mosaic):
 
 NETWORKS = {
     "crate": ("crate_tiny_patch16_224", TINY),
+    "alpha": ("crate_alpha_base_patch16_224", {**TINY, "drop_path_rate": 0.5}),
+    "tost": ("tost_tiny_patch16_224", TINY),
+    "mae": ("crate_mae_tiny_patch16_224", {key: TINY[key] for key in TINY if key != "num_classes"}),
     "vit": ("vit_tiny_patch16_224", {**TINY, "drop_path_rate": 0.5}),
     "ugtv": ("ugtv", dict(depth=1, features=3, layers=2, steps=2)),
     "ugtv_fast": ("ugtv_fast", dict(depth=1, dim=8, convs=1, features=2)),
@@ -192,7 +195,7 @@ NETWORKS = {
 def test_the_model_and_the_random_numbers_stay_as_they_were(network, images, mosaic):
     name, kwargs = NETWORKS[network]
     model = seeded(name, **kwargs)
-    inputs = (images,) if network in ("crate", "vit") else mosaic
+    inputs = (images,) if network in ("crate", "alpha", "tost", "mae", "vit") else mosaic
     with torch.no_grad():
         output = model.eval()(*inputs)
     model.train()

@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import crate_graph
+from crate_graph.analysis.pictures import Sample, View
+from crate_graph.analysis.subject import open_subject
 from crate_graph.config.schema import EvalTransform
 from crate_graph.data.augment import build_eval_transform
 from crate_graph.export import export
@@ -53,6 +55,15 @@ def test_the_processor_is_our_evaluation_transform(folder):
     assert torch.equal(found, expected)
     from_arrays = processor([np.asarray(image) for image in images], return_tensors="pt")["pixel_values"]
     assert torch.equal(from_arrays, expected)
+
+
+def test_analyze_takes_the_folder_with_its_pictures(folder):
+    subject, channels = open_subject(str(folder)), channels_of(folder)
+    expected = AutoModelForImageClassification.from_pretrained(folder).model.state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in subject.model.state_dict().items())
+    assert subject.view == EvalTransform(size=24, resize=31) and tuple(subject.mean) == MEAN[:channels]
+    seen = View(subject).images([Sample("a", random_image(0).convert("L" if channels == 1 else "RGB"))])
+    torch.testing.assert_close(seen[0], evaluation_pixels(random_image(0), channels))
 
 
 def test_the_processor_survives_saving_even_without_a_crop(checkpoints, tmp_path):

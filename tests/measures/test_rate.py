@@ -14,7 +14,9 @@ from crate_graph.measures.rate import (
     rate_given_subspaces_reference,
     sparse_rate_reduction,
     unit_tokens,
+    variational_rate,
 )
+from crate_graph.ops.tssa import memberships, tssa_reference
 
 EVEN = math.log(1 + 1 / EPS_SQUARED) / 2  # nats for each dimension that unit tokens fill alike
 
@@ -52,6 +54,36 @@ def test_the_small_gram_matrix_gives_what_that_of_all_pairs_does(shape):
 def test_rate_given_subspaces_adds_up_over_them():
     w = torch.stack((spread(4, 3), 0 * spread(4, 3), spread(4, 3)))  # (3, 12, 4)
     assert rate_given_subspaces(w).item() == pytest.approx(8 * EVEN, rel=1e-14)
+
+
+def membership(*shape):
+    return torch.softmax(torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=-2)
+
+
+def test_the_variational_rate_of_tokens_that_fill_a_subspace_alike():
+    w = torch.stack((spread(4, 3), spread(4, 3)))  # (2, 12, 4)
+    even = torch.full((2, 12), 0.5, dtype=torch.float64)
+    assert variational_rate(w, even).item() == pytest.approx(4 * EVEN, rel=1e-14)  # shares of the heads add up to 1
+    assert variational_rate(unit_tokens(torch.randn(2, 12, 4).double()), membership(2, 12)).item() < 4 * EVEN
+
+
+def test_the_variational_rate_bounds_the_exact_one_and_meets_it_without_correlation():
+    for w, meets in ((torch.randn(2, 30, 5).double(), False), (torch.stack((spread(5, 6), spread(5, 6))), True)):
+        pi, exact = membership(2, 30), 0
+        for k in range(2):
+            gram = w[k].T @ torch.diag(pi[k]) @ w[k]
+            inside = torch.eye(5, dtype=torch.float64) + 5 / (pi[k].sum() * 0.01) * gram
+            exact += pi[k].sum() / 30 * torch.logdet(inside) / 2
+        found = variational_rate(w, pi)
+        assert (found - exact).item() == pytest.approx(0, abs=1e-12) if meets else found > exact + 0.01
+
+
+def test_the_gradient_of_the_variational_rate_is_what_tost_takes_away():
+    w = torch.randn(1, 2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    temperature = torch.tensor([[1.0], [0.7]], dtype=torch.float64)
+    pi = memberships(w, temperature).detach()
+    variational_rate(w, pi, eps_squared=4.0).sum().backward()  # p / eps^2 = 1
+    torch.testing.assert_close(-9 * w.grad, tssa_reference(w, temperature).detach(), rtol=1e-7, atol=0)
 
 
 def test_sparse_rate_reduction():

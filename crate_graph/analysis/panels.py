@@ -1,0 +1,193 @@
+"""Which curves the report of a transformer shows, and what it says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: the measures whose name is `measure`, or `measure` and a projection of a ViT."""
+
+    title: str
+    measure: str
+    unit: str
+
+
+_RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
+SHARE = "share that is not zero"
+_BEFORE = "what attention takes in"
+_HALF = "after attention"
+_AFTER = "after the layer"
+_COSINES = "cosines of principal angles: Björck and Golub, Math. Comp. 27, 1973"
+_RANKS = "Roy and Vetterli, EUSIPCO 2007; Beck and Teboulle, SIAM J. Imaging Sci. 2(1), 2009"
+
+# Name of the figure, title, what it says, source, panels.
+CURVES = (
+    (
+        "rate_given_subspaces",
+        "Compression: the rate of the tokens, given the subspaces",
+        "Each layer's attention is to move the tokens towards a few learned subspaces, one for each head. Rᶜ counts "
+        "the nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
+        "compressed. In the published CRATE it falls with depth after training and is flat before; small networks need "
+        "not do so.",
+        _RATES,
+        (
+            Panel(_BEFORE, "rc_attention_input", "Rᶜ, nats"),
+            Panel(_HALF, "rc_half_step", "Rᶜ, nats"),
+            Panel(_AFTER, "rc_output", "Rᶜ, nats"),
+        ),
+    ),
+    (
+        "variational_rate",
+        "Compression without pairs: the variational rate",
+        "ToST compares no two tokens. Each token belongs to each head's subspace to some degree, and the rate is "
+        "written with the second moments of each head's coordinates alone, which bounds the exact one from above. Its "
+        "attention is one step down this rate, so less is more compressed.",
+        "arXiv 2412.17810, measured with eps² = 0.01 on tokens of unit norm",
+        (
+            Panel(_BEFORE, "variational_rate_attention_input", "rate, nats"),
+            Panel(_HALF, "variational_rate_half_step", "rate, nats"),
+            Panel(_AFTER, "variational_rate_output", "rate, nats"),
+        ),
+    ),
+    (
+        "memberships",
+        "Memberships: whether each token chooses a head",
+        "The entropy of the degrees to which a token belongs to the heads, mean over the tokens: 0 says that each "
+        "token belongs to one head alone, ln K, at the top, that it belongs to all K alike.",
+        "arXiv 2412.17810: softmax over the heads, in each token",
+        (Panel("within attention", "membership_entropy", "entropy, nats"),),
+    ),
+    (
+        "coding_rate",
+        "Expansion: the rate of the tokens without the subspaces",
+        "R counts the nats that the tokens of one picture take with nothing known of them, so a large value says "
+        "that they still tell different things apart. A good representation keeps R high while Rᶜ falls.",
+        _RATES,
+        (
+            Panel(_HALF, "coding_rate_half_step", "R, nats"),
+            Panel(_AFTER, "coding_rate_output", "R, nats"),
+        ),
+    ),
+    (
+        "sparse_rate_reduction",
+        "The objective: sparse rate reduction",
+        "R - Rᶜ - λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
+        "once the subspaces are known, less λ for each entry that is not zero. Each layer is one step of that climb; "
+        "training itself only minimises its own loss, and may trade some of the climb away.",
+        "arXiv 2306.01129; λ is that of ISTA, rates are of tokens of unit norm",
+        (Panel(_AFTER, "sparse_rate_reduction", "R - Rᶜ - λ‖Z‖₀"),),
+    ),
+    (
+        "sparsity",
+        "Sparsity: how many entries of a token are not zero",
+        "The second half of a layer is a step towards a code with few entries that are not zero; only exact zeros "
+        "count here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and "
+        "in published networks fewer entries are left with depth, except in the last layer. CRATE-alpha keeps a code "
+        "of four times the width inside the layer; a ViT and ToST make none.",
+        "arXiv 2306.01129: ‖Z‖₀ / (d N); 2405.20299 for the code inside the layer",
+        (
+            Panel(_HALF, "nonzero_half_step", SHARE),
+            Panel("the code inside the layer", "nonzero_code", SHARE),
+            Panel(_AFTER, "nonzero_output", SHARE),
+        ),
+    ),
+    (
+        "coherence",
+        "Coherence: how near the subspaces of one layer are to each other",
+        "0 says that two heads look at directions with nothing in common, 1 that they share a direction. The model "
+        "is derived for subspaces that are nearly orthogonal, so lower is closer to the theory.",
+        _COSINES,
+        (
+            Panel("smallest angle, mean over pairs", "coherence", "cosine"),
+            Panel("smallest angle, nearest pair", "coherence_largest", "cosine"),
+            Panel("all angles, root mean square", "overlap", "cosine"),
+        ),
+    ),
+    (
+        "dictionary",
+        "Dictionaries: how many directions they use, and how far a step goes",
+        "The sparse codes are written in a learned dictionary; its effective rank says in how many directions it "
+        "is rich. While η‖D‖² stays below 1 the sparsifying step is sure to lower its own objective; from 2 on, "
+        "repeated steps would diverge. CRATE-alpha turns codes back into tokens by a second dictionary.",
+        _RANKS,
+        (
+            Panel("dictionary", "dictionary_effective_rank", "effective rank, dimensions"),
+            Panel("second dictionary", "decoding_effective_rank", "effective rank, dimensions"),
+            Panel("length of the step", "ista_step_bound", "η‖D‖² (sure to descend up to 1)"),
+        ),
+    ),
+)
+# Of a masked autoencoder; layers count from 1 again.
+DECODER_CURVES = (
+    (
+        "decoder_rates",
+        "Decoder: the rate of its tokens, given its subspaces",
+        "The decoder undoes the encoder layer by layer: a linear map undoes the sparse coding, then attention is "
+        "subtracted where the encoder adds it. By the derivation that spreads the tokens out again, so Rᶜ after the "
+        "layer should be larger than before attention is subtracted.",
+        "arXiv 2404.02446, measured as in 2306.01129",
+        (
+            Panel(_BEFORE, "decoder_rc_attention_input", "Rᶜ, nats"),
+            Panel("before attention is subtracted", "decoder_rc_half_step", "Rᶜ, nats"),
+            Panel(_AFTER, "decoder_rc_output", "Rᶜ, nats"),
+        ),
+    ),
+    (
+        "decoder_coding_rate",
+        "Decoder: the rate of its tokens without the subspaces",
+        "The same R as of the encoder: how much the tokens of one picture tell apart, with nothing known of them.",
+        "arXiv 2404.02446, measured as in 2306.01129",
+        (
+            Panel("before attention is subtracted", "decoder_coding_rate_half_step", "R, nats"),
+            Panel(_AFTER, "decoder_coding_rate_output", "R, nats"),
+        ),
+    ),
+    (
+        "decoder_matrices",
+        "Decoder: its subspaces and its linear maps",
+        "As of the encoder: how near the subspaces of one layer are to each other, and in how many directions the map "
+        "that undoes the sparse coding is rich.",
+        f"{_COSINES}; Roy and Vetterli, EUSIPCO 2007",
+        (
+            Panel("smallest angle, mean over pairs", "decoder_coherence", "cosine"),
+            Panel("all angles, root mean square", "decoder_overlap", "cosine"),
+            Panel("linear map", "decoder_dictionary_effective_rank", "effective rank, dimensions"),
+        ),
+    ),
+)
+_BENDS = (
+    "Each line holds the singular values of one layer's matrix, dark for the first layer and light for the last. A "
+    "line that falls steeply says that the layer has come to use few directions; random matrices fall evenly."
+)
+SPECTRA = {
+    "dictionary_spectrum": ("Dictionaries: the spectra", _BENDS, "arXiv 2306.01129, on the dictionary D"),
+    "decoding_spectrum": ("Second dictionaries: the spectra", _BENDS, "arXiv 2405.20299, on D', which decodes"),
+    "decoder_dictionary_spectrum": (
+        "Decoder: the spectra of its linear maps",
+        _BENDS,
+        "arXiv 2404.02446, on the map that undoes the sparse coding",
+    ),
+}
+
+WORDS = {
+    "token": "the vector of numbers by which the network stands for one patch of the picture. A class token, which "
+    "stands for no patch, may be one more.",
+    "layer": "one step of the network on all tokens: first attention, in which tokens meet, then a step on each alone.",
+    "head, subspace": "a layer's attention has several heads, each with a learned set of directions, its subspace, and "
+    "each sees of the tokens only what lies along them.",
+    "rate, nats": "how many numbers it takes to write the tokens down to a small fixed error, by information theory. A "
+    "nat is 1.44 bits.",
+    "points and bars": "a point is a mean over the pictures (of weights: over pairs of heads), its bar one standard "
+    "deviation. Green is the trained network, grey and dashed the same one without training.",
+}
+GRAPH_WORDS = {
+    "graph, edge": "every pixel is tied to the pixels around it by edges. A heavy edge says that the two should be "
+    "alike; the network learns how to weigh edges by what it sees.",
+    "block, ADMM layer, CG step": "a block makes a graph and then solves a minimisation on it. The solver alternates "
+    "between the data and the smoothness (ADMM layers), and solves a linear system in a few CG steps.",
+    "PSNR": "how near a picture is to the original, in decibels: more is better, and 6 dB more is half the error.",
+    "points and bars": "a point is a mean over the pictures (of learned parameters: over the heads), its bar one "
+    "standard deviation. Green is the trained network, grey and dashed the same one without training.",
+}
