@@ -82,7 +82,10 @@ def read_records(run_dir: Path) -> list[dict]:
 
 
 class CommandLine(Forks):
-    """`crate-graph` by forks of one process, which has loaded what every run loads, or would under DeepSpeed."""
+    """`crate-graph` by forks of one process, which has loaded what every run loads, or would under DeepSpeed.
+
+    Where there is a GPU, each run is started as a user starts it.
+    """
 
     possible = not torch.cuda.is_available()  # a process that has loaded DeepSpeed for the CPU has no GPU
     LOADED = (
@@ -95,7 +98,7 @@ class CommandLine(Forks):
 
     def __init__(self, folder: Path):
         loading = {"DS_ACCELERATOR": "cpu"} if self.possible else {}
-        super().__init__(*self.LOADED, environment=environment(), loading=loading)
+        super().__init__(*self.LOADED, environment=environment, loading=loading)
         self.folder = folder
 
     def run(self, *words: object, **how: object) -> subprocess.CompletedProcess:
@@ -106,6 +109,11 @@ class CommandLine(Forks):
         self, *words: object, world: int = 1, folder: Path = Path(), **own: str
     ) -> subprocess.CompletedProcess:
         """A program run to its end in a folder, with some variables of its own, on one process or more."""
+        if not self.possible:
+            of_python = ["-m", "crate_graph"] if words[0] == "crate-graph" else [words[0]]
+            command = [*interpreter(world), *map(str, [*of_python, *words[1:]])]
+            own = environment() | own
+            return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=240)
         printed = {name: self.folder / name for name in ("out", "err")}
         for file in printed.values():
             file.write_text("")
@@ -136,7 +144,14 @@ class Runner:
 
     def start(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> subprocess.Popen:
         words = self.words(self.folder / run, *overrides, options=options)
-        return started([*interpreter(world), "-m", "crate_graph", *words])
+        return subprocess.Popen(
+            [*interpreter(world), "-m", "crate_graph", *words],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def finish(self, process: subprocess.Popen, run: str) -> Finished:
         try:
@@ -155,14 +170,11 @@ class Runner:
         options: Sequence[str] = (),
         program: Sequence[object] = (),
     ) -> Finished:
-        """A run that nothing is done to: forked where that is possible, since its start costs more than its steps.
+        """A run that nothing is done to from without; forked, since its start costs more than its steps.
 
         A `program`, with its arguments, takes the words of `crate-graph` and has a fault in it.
         """
         words = self.words(self.folder / run, *overrides, options=options)
-        if not self.forks.possible:
-            of_python = [str(word) for word in program] or ["-m", "crate_graph"]
-            return self.finish(started([*interpreter(world), *of_python, *words]), run)
         ended = self.forks.run_program(*(program or ["crate-graph"]), *words, world=world)
         return Finished(ended.returncode, ended.stdout, ended.stderr, self.folder / run)
 
@@ -178,11 +190,6 @@ def interpreter(world: int) -> list[str]:
     if world == 1:
         return [sys.executable]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-
-
-def started(command: Sequence[str]) -> subprocess.Popen:
-    printed = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(), start_new_session=True, **printed)
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ tell them their place.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -39,6 +40,8 @@ def load(modules: list[str]) -> None:
     sys.path[0] = os.getcwd()  # as `python -m crate_graph` has it
     for module in modules:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a fork that looked for garbage among all that was loaded would copy its pages
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads: a fork has only one of them, and the locks of all"
 

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,15 +28,18 @@ class Forks:
 
     Args:
         modules: what that process loads.
-        environment: the variables of every fork; None: those that this process has now.
+        environment: gives the variables of a fork when it starts.
         loading: further variables of the process that loads, which its forks do not get.
     """
 
     def __init__(
-        self, *modules: str, environment: Mapping[str, str] | None = None, loading: Mapping[str, str] | None = None
+        self,
+        *modules: str,
+        environment: Callable[[], Mapping[str, str]] = lambda: os.environ,
+        loading: Mapping[str, str] | None = None,
     ):
         self.modules = modules
-        self.environment = dict(os.environ if environment is None else environment)
+        self.environment = environment
         self.loading = loading or {}
         self._server: subprocess.Popen | None = None
         self._forks: list[Fork] = []
@@ -67,7 +70,7 @@ class Forks:
         """
         own = {name: str(value) for name, value in (environment or {}).items()}
         given = {"words": list(map(str, words)), "world": world, "folder": str(folder.absolute())}
-        given |= {"environment": self.environment | own, "out": str(out), "err": str(err or out)}
+        given |= {"environment": {**self.environment(), **own}, "out": str(out), "err": str(err or out)}
         fork = Fork(self, self._ask(fork=given))
         self._forks.append(fork)
         return fork
@@ -100,7 +103,7 @@ class Forks:
                 program,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**self.environment, **self.loading},
+                env={**self.environment(), **self.loading},
                 text=True,
                 start_new_session=True,  # Ctrl-C is for us alone
             )
