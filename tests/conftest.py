@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from PIL import Image
 
 LONGEST = "test_readme.py"
@@ -80,63 +81,71 @@ def read_records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-class Forks:
-    """Has `crate-graph` run by forks of one process, which is started when it is first needed (see forked.py)."""
+class CommandLine(Forks):
+    """`crate-graph` by forks of one process, which has loaded what every run loads, or would under DeepSpeed.
+
+    Where there is a GPU, each run is started as a user starts it.
+    """
+
+    possible = not torch.cuda.is_available()  # a process that has loaded DeepSpeed for the CPU has no GPU
+    LOADED = (
+        "crate_graph.doctor.run",
+        "crate_graph.engine.accelerate",
+        "crate_graph.train.run",
+        "torch._dynamo",
+        *(("deepspeed",) if possible else ()),
+    )
 
     def __init__(self, folder: Path):
+        loading = {"DS_ACCELERATOR": "cpu"} if self.possible else {}
+        super().__init__(*self.LOADED, environment=environment, loading=loading)
         self.folder = folder
-        self.server: subprocess.Popen | None = None
-        self.possible = not torch.cuda.is_available()  # a forked process has no GPU
 
-    def run(self, *words: object, world: int = 1, folder: Path = Path(), **own: str) -> subprocess.CompletedProcess:
-        """`crate-graph WORDS` in a folder, with some variables of its own, on one process or more."""
-        command = list(map(str, words))
-        if self.server is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.server = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("forked.py")], **pipes, env=environment(), text=True
-            )
+    def run(self, *words: object, **how: object) -> subprocess.CompletedProcess:
+        """`crate-graph WORDS`, as `run_program` has it."""
+        return self.run_program("crate-graph", *words, **how)
+
+    def run_program(
+        self, *words: object, world: int = 1, folder: Path = Path(), **own: str
+    ) -> subprocess.CompletedProcess:
+        """A program run to its end in a folder, with some variables of its own, on one process or more."""
+        if not self.possible:
+            of_python = ["-m", "crate_graph"] if words[0] == "crate-graph" else [words[0]]
+            command = [*interpreter(world), *map(str, [*of_python, *words[1:]])]
+            own = environment() | own
+            return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=240)
         printed = {name: self.folder / name for name in ("out", "err")}
         for file in printed.values():
             file.write_text("")
-        run = {"words": command, "world": world, "folder": folder.absolute(), "environment": environment() | own}
+        fork = self.start(words, world=world, folder=folder, environment=own, **printed)
         try:
-            self.server.stdin.write(json.dumps({"run": run | printed, "seconds": 240}, default=str) + "\n")
-            self.server.stdin.flush()
-            code = json.loads(self.server.stdout.readline())
-        except BaseException:  # a test's time is up: the answer that is still to come must not be taken for the next
-            self.close()
+            code = fork.wait(240)
+        except BaseException:  # a test's time is up
+            fork.kill()
             raise
         out, err = (file.read_text() for file in printed.values())
         if code is None:
-            pytest.fail(f"{' '.join(command)} did not end:\n{out}\n{err}")
-        return subprocess.CompletedProcess(command, code, out, err)
-
-    def close(self) -> None:
-        if self.server is not None:
-            self.server.kill()
-            self.server.communicate()
-            self.server = None
+            fork.kill()
+            pytest.fail(f"{' '.join(map(str, words))} did not end:\n{out}\n{err}")
+        return subprocess.CompletedProcess(list(words), code, out, err)
 
 
 class Runner:
     """Starts `crate-graph train` for a recipe, alone or under torchrun."""
 
-    def __init__(self, folder: Path, forks: Forks, recipe: str = TINY):
+    def __init__(self, folder: Path, forks: CommandLine, recipe: str = TINY):
         self.folder = folder
         self.forks = forks
         self.recipe = folder / "tiny.yaml"
         self.recipe.write_text(recipe)
 
-    def command(self, run_dir: Path, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> list[str]:
-        start = [sys.executable, "-m"]
-        if world > 1:
-            start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-        return [*start, "crate_graph", "train", str(self.recipe), *overrides, "--run-dir", str(run_dir), *options]
+    def words(self, run_dir: Path, *overrides: str, options: Sequence[str] = ()) -> list[str]:
+        return ["train", str(self.recipe), *overrides, "--run-dir", str(run_dir), *options]
 
     def start(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> subprocess.Popen:
+        words = self.words(self.folder / run, *overrides, options=options)
         return subprocess.Popen(
-            self.command(self.folder / run, *overrides, world=world, options=options),
+            [*interpreter(world), "-m", "crate_graph", *words],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -153,12 +162,20 @@ class Runner:
             pytest.fail(f"{run} did not end:\n{out}\n{err}")
         return Finished(process.returncode, out, err, self.folder / run)
 
-    def train(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
-        """A run that nothing is done to: forked where that is possible, since its start costs more than its steps."""
-        if not self.forks.possible:
-            return self.finish(self.start(run, *overrides, world=world, options=options), run)
-        words = ["train", self.recipe, *overrides, "--run-dir", self.folder / run, *options]
-        ended = self.forks.run(*words, world=world)
+    def train(
+        self,
+        run: str,
+        *overrides: str,
+        world: int = 1,
+        options: Sequence[str] = (),
+        program: Sequence[object] = (),
+    ) -> Finished:
+        """A run that nothing is done to from without; forked, since its start costs more than its steps.
+
+        A `program`, with its arguments, takes the words of `crate-graph` and has a fault in it.
+        """
+        words = self.words(self.folder / run, *overrides, options=options)
+        ended = self.forks.run_program(*(program or ["crate-graph"]), *words, world=world)
         return Finished(ended.returncode, ended.stdout, ended.stderr, self.folder / run)
 
     def trained(self, run: str, *overrides: str, world: int = 1, options: Sequence[str] = ()) -> Finished:
@@ -168,6 +185,13 @@ class Runner:
         return finished
 
 
+def interpreter(world: int) -> list[str]:
+    """Python, on several processes as torchrun starts it."""
+    if world == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+
+
 def environment() -> dict[str, str]:
     """One thread per process, so that runs are alike whatever runs beside them."""
     alike = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -175,14 +199,13 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.close()
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with CommandLine(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Runner:
+def runner(tmp_path_factory: pytest.TempPathFactory, forks: CommandLine) -> Runner:
     return Runner(tmp_path_factory.mktemp("runs"), forks)
 
 
@@ -216,7 +239,7 @@ def scene(generator: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 @pytest.fixture(scope="module")
-def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path, forks: Forks) -> Runner:
+def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path, forks: CommandLine) -> Runner:
     """Starts `crate-graph train` for a restoration network."""
     return Runner(tmp_path_factory.mktemp("runs"), forks, TINY_RESTORER.replace("DATASET", str(photographs / "shards")))
 

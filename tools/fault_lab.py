@@ -8,29 +8,27 @@
         lab.start("mine").end((0, 0))   # the same command goes on
         lab.compare("mine")
 
-A life is two real processes of the command line. They are forked by one that has imported the package before (Python's
-forkserver), so that a life begins in a second.
+A life is two real processes of the command line, forks of one that has imported the package before (forks.py), so that
+a life begins in a second.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import runpy
+import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIGKILL
 
-from launcher_proof import free_port
-from slurm_proof import RECIPE
+from forks import Fork, Forks
+from proof_runs import RECIPE, ROOT, free_port
 
-ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "faults"  # programs with a fault in them
 RANKS = (0, 1)
 SAMPLES, SHARDS, BATCH, EPOCHS = 480, 16, 16, 2
@@ -38,12 +36,12 @@ STEPS = EPOCHS * SAMPLES // BATCH
 SAVE_EVERY = 3
 WEIGHTS = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
 DEADLINE = 240  # seconds for whatever is waited for
-PRELOADED = [
+LOADED = (
     "crate_graph.cli",
     "crate_graph.train.run",
     "crate_graph.engine.accelerate",
     "crate_graph.checkpoint.commands",
-]
+)
 
 
 class Lab:
@@ -51,13 +49,11 @@ class Lab:
 
     def __init__(self, folder: Path):
         self.folder, self.data = folder, folder / "data"
-        self._children: list[multiprocessing.Process] = []
         self._logs = 0
         os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHON": sys.executable}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         sys.path.insert(0, str(ROOT))
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(PRELOADED)
+        self._forks = Forks(*LOADED)
 
     def __enter__(self) -> Lab:
         (self.folder / "logs").mkdir(parents=True)
@@ -67,22 +63,16 @@ class Lab:
             self.make_data(self.data)
             self.train_undisturbed()
         except BaseException:  # Ctrl-C too
-            self.stop()
+            self._forks.close()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
+        self._forks.close()
 
     def stop(self) -> None:
         """End whatever still runs."""
-        for process in self._children:
-            if process.is_alive():
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, SIGKILL)
-                process.kill()  # one that has no group yet
-            process.join()
-        self._children.clear()
+        self._forks.stop()
 
     def make_data(self, output: Path) -> None:
         """A part of the images that ship here, in small shards."""
@@ -116,7 +106,7 @@ class Lab:
         meet = {"WORLD_SIZE": str(len(RANKS)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         log, before = self._log(run), inode(self.folder / run / "metrics.jsonl")
         ranks = [
-            self._fork(program, log, {**environment, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            self._forks.start(program, environment={**environment, **meet, "RANK": rank, "LOCAL_RANK": rank}, out=log)
             for rank in RANKS
         ]
         return Life(ranks, self.folder / run, log, before)
@@ -124,17 +114,10 @@ class Lab:
     def told(self, *words: str, code: int = 0) -> str:
         """What another command of `crate-graph` says, which must end with `code`."""
         log = self._log("command")
-        process = self._fork(["crate-graph", *words], log, {})
-        process.join(DEADLINE)
+        found = self._forks.start(["crate-graph", *words], out=log).wait(DEADLINE)
         text = log.read_text(errors="replace")
-        expect(process.exitcode == code, f"crate-graph {' '.join(words[:2])} ended with {process.exitcode}", text)
+        expect(found == code, f"crate-graph {' '.join(words[:2])} ended with {found}", text)
         return text
-
-    def call(self, function: Callable, *args: object) -> None:
-        """Call a function that needs the package, in a process that has it."""
-        process = self._begin(function, args)
-        process.join(DEADLINE)
-        expect(process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}")
 
     def listed(self, run: str) -> list[Path]:
         """The checkpoints of a run; each must be whole and that of the undisturbed run, and no file of them spoilt."""
@@ -184,14 +167,8 @@ class Lab:
     def steps_of(self, run: str) -> list[int]:
         return [record["step"] for record in self.records(run)]
 
-    def _fork(self, program: list[str], log: Path, environment: dict[str, str]) -> multiprocessing.Process:
-        return self._begin(be, (program, str(log), environment))
-
-    def _begin(self, function: Callable, args: tuple) -> multiprocessing.Process:
-        process = self._processes.Process(target=function, args=args)
-        process.start()
-        self._children.append(process)
-        return process
+    def losses(self, run: str) -> list[float]:
+        return [record["loss"] for record in self.records(run)]
 
     def _log(self, run: str) -> Path:
         self._logs += 1
@@ -199,17 +176,26 @@ class Lab:
 
 
 @dataclass
+class Trial:
+    """What a row is given."""
+
+    lab: Lab
+    random: random.Random
+    kills: int
+
+
+@dataclass
 class Life:
     """The ranks of a run from a start to their end, each the head of a group with its loader workers."""
 
-    ranks: list[multiprocessing.Process]
+    ranks: list[Fork]
     run_dir: Path
     log: Path
     before: int | None  # the metrics of the life before: this one writes the file anew
 
     @property
     def alive(self) -> bool:
-        return any(process.is_alive() for process in self.ranks)
+        return any(process.alive for process in self.ranks)
 
     @property
     def text(self) -> str:
@@ -246,10 +232,8 @@ class Life:
     def end(self, codes: Sequence[int] | None = None) -> list[int]:
         """Wait for all ranks to end by themselves, as `codes` say (None: anyhow), and leave no process behind."""
         deadline = time.monotonic() + DEADLINE
-        for process in self.ranks:
-            process.join(max(0.0, deadline - time.monotonic()))
-        expect(not self.alive, "stands still", self.text)
-        found = [process.exitcode for process in self.ranks]
+        found = [process.wait(max(0.0, deadline - time.monotonic())) for process in self.ranks]
+        expect(None not in found, "stands still", self.text)
         expect(codes is None or found == list(codes), f"ended with {found} instead of {codes}", self.text)
         while left := [pid for process in self.ranks for pid in members(process.pid)]:
             expect(time.monotonic() < deadline, f"processes {left} outlive their run", self.text)
@@ -257,19 +241,9 @@ class Life:
         return found
 
 
-def be(program: Sequence[str], log: str, environment: dict[str, str]) -> None:
-    """Become a rank, or another command: a group of its own, what it says goes to `log`."""
-    os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(environment)
-    sys.argv = list(program)
-    if program[0] == "crate-graph":
-        from crate_graph.cli import program as command_line
-
-        command_line(program[1:])
-    runpy.run_path(program[0], run_name="__main__")
+def step_of(checkpoints: list[Path]) -> int:
+    """The step of the newest one."""
+    return int(checkpoints[-1].name[5:]) if checkpoints else 0
 
 
 def members(group: int) -> list[int]:

@@ -1,11 +1,7 @@
 """Processes of a run without a launcher, for what goes wrong between them."""
 
-import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 
@@ -21,44 +17,42 @@ def unused_port():
     return find
 
 
-class Forks:
-    """The processes of forks.py."""
+class Group:
+    """Starts processes of one run, each with variables of its own, and tells how they ended."""
 
-    def __init__(self, folder, recipe):
-        self.folder, self.recipe = folder, recipe
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-        self.parent = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-        )
-        assert self.parent.stdout.readline() == "ready\n"
+    def __init__(self, forks, folder, recipe):
+        self.forks, self.folder, self.recipe = forks, folder, recipe
+        self.started = []
 
     @staticmethod
-    def process(rank, world, port, seconds=30, host="127.0.0.1", path=(), **more):
-        environment = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": host, "MASTER_PORT": port}
-        environment |= {"CRATE_GRAPH_MEETING_SECONDS": seconds, **more}
-        return {"environment": {key: str(value) for key, value in environment.items()}, "path": list(map(str, path))}
+    def process(rank, world, port, seconds=30, host="127.0.0.1", **more):
+        own = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": host, "MASTER_PORT": port}
+        return {"environment": own | {"CRATE_GRAPH_MEETING_SECONDS": seconds, **more}}
 
-    def start(self, processes, command=None):
-        """Start them; their pids."""
-        command = command or ["train", str(self.recipe), "--run-dir", str(self.folder / "run")]
-        asked = {"processes": processes, "command": command, "folder": str(self.folder)}
-        print(json.dumps(asked), file=self.parent.stdin, flush=True)
-        return json.loads(self.parent.stdout.readline())
+    def start(self, processes, command=None, program="crate-graph"):
+        """Start them, each some seconds `after` the first; their pids."""
+        if program == "crate-graph":
+            command = command or ["train", self.recipe, "--run-dir", self.folder / "run"]
+        begun = time.monotonic()
+        self.started = []
+        for number, process in enumerate(processes):
+            time.sleep(max(0, begun + process.get("after", 0) - time.monotonic()))
+            out, err = self.printed(number)
+            for file in (out, err):
+                file.write_text("")
+            words, own = [program, *(command or [])], process["environment"]
+            self.started.append(self.forks.start(words, environment=own, out=out, err=err))
+        return [fork.pid for fork in self.started]
 
     def end(self):
         """(exit code, what was printed, what was said on stderr) of each."""
-        codes = json.loads(self.parent.stdout.readline())
-        texts = [[(self.folder / f"{n}.{name}").read_text() for name in ("out", "err")] for n in range(len(codes))]
-        return [(code, *text) for code, text in zip(codes, texts, strict=True)]
+        codes = [fork.wait() for fork in self.started]
+        return [(code, *(file.read_text() for file in self.printed(n))) for n, code in enumerate(codes)]
 
-    def close(self):
-        self.parent.stdin.close()
-        self.parent.wait(60)
+    def printed(self, number):
+        return [self.folder / f"{number}.{name}" for name in ("out", "err")]
 
 
 @pytest.fixture(scope="module")
-def forks(runner):
-    started = Forks(runner.folder, runner.recipe)
-    yield started
-    started.close()
+def group(forks, runner):
+    return Group(forks, runner.folder, runner.recipe)

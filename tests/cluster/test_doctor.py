@@ -52,18 +52,18 @@ def test_a_mistake_is_exit_code_2(words, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_two_processes_give_one_table(forks, unused_port):
+def test_two_processes_give_one_table(group, unused_port):
     port = unused_port()
     command = [
         "doctor",
-        str(forks.recipe),
+        str(group.recipe),
         "batch.micro_batch=4",
         "--json",
         "--run-dir",
-        str(forks.folder / "examined"),
+        str(group.folder / "examined"),
     ]
-    forks.start([forks.process(rank, 2, port) for rank in range(2)], command)
-    (code, out, err), (other, nothing, _) = forks.end()
+    group.start([group.process(rank, 2, port) for rank in range(2)], command)
+    (code, out, err), (other, nothing, _) = group.end()
     assert (code, other, nothing) == (0, 0, ""), err
     checks = by_name(out)
     assert f"2 on {HERE}" in checks["meeting"]["found"]
@@ -71,10 +71,10 @@ def test_two_processes_give_one_table(forks, unused_port):
     assert "16 = 4 x accumulation 2 x 2 processes" in checks["batches"]["found"]
 
 
-def test_a_process_that_does_not_come_is_named(forks, unused_port):
+def test_a_process_that_does_not_come_is_named(group, unused_port):
     port = unused_port()
-    forks.start([forks.process(rank, 3, port, seconds=2) for rank in range(2)], ["doctor"])
-    (code, out, _), (other, nothing, err) = forks.end()
+    group.start([group.process(rank, 3, port, seconds=2) for rank in range(2)], ["doctor"])
+    (code, out, _), (other, nothing, err) = group.end()
     assert (code, other, nothing) == (1, 1, "")
     assert "failed   meeting" in out and "rank 2 of 3 has not come" in out.replace("\n", " ")
     assert "rank 2 of 3 has not come" in err and "Traceback" not in err

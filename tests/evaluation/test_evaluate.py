@@ -1,8 +1,6 @@
 """The verbs that take a trained checkpoint further."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,24 +14,9 @@ def trained(runner):
 
 
 @pytest.fixture
-def crate_graph(forks):
-    """The command line; on two processes torchrun starts it."""
-
+def evaluate(forks):
     def run(*words, world=1):
-        if world == 1 and forks.possible:
-            return forks.run(*words)
-        start = [sys.executable, "-m"]
-        if world > 1:
-            start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-        return subprocess.run([*start, "crate_graph", *map(str, words)], capture_output=True, text=True, timeout=240)
-
-    return run
-
-
-@pytest.fixture
-def evaluate(crate_graph):
-    def run(*words, world=1):
-        ended = crate_graph("evaluate", *words, "--json", world=world)
+        ended = forks.run("evaluate", *words, "--json", world=world)
         assert ended.returncode == 0, ended.stderr
         return json.loads(ended.stdout)
 
@@ -53,10 +36,10 @@ def test_average_and_raw_weights_differ(evaluate, trained):
     assert raw["loss"] != pytest.approx(trained.summary["metrics"]["loss"], rel=1e-3)
 
 
-def test_a_data_set_of_another_kind_is_refused(crate_graph, trained):
-    ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar10")
+def test_a_data_set_of_another_kind_is_refused(forks, trained):
+    ended = forks.run("evaluate", trained.run_dir, "--data", "cifar10")
     assert ended.returncode == 2 and "channels" in ended.stderr
-    ended = crate_graph("evaluate", trained.run_dir, "--data", "cifar100")
+    ended = forks.run("evaluate", trained.run_dir, "--data", "cifar100")
     assert ended.returncode == 2 and "classes" in ended.stderr
 
 
@@ -93,18 +76,18 @@ def test_fine_tuning_says_what_it_changed_and_refuses_what_does_not_fit(runner, 
     assert misfit.code == 2 and "do not fit" in misfit.err
 
 
-def test_checkpoint_verbs(crate_graph, trained, tmp_path):
-    listed = crate_graph("checkpoint", "list", trained.run_dir, "--json")
+def test_checkpoint_verbs(forks, trained, tmp_path):
+    listed = forks.run("checkpoint", "list", trained.run_dir, "--json")
     assert [row["step"] for row in json.loads(listed.stdout)] == [60]
-    assert crate_graph("checkpoint", "verify", trained.run_dir).returncode == 0
+    assert forks.run("checkpoint", "verify", trained.run_dir).returncode == 0
     published = tmp_path / "published.safetensors"
-    assert crate_graph("checkpoint", "convert", trained.run_dir, published, "--to", "published").returncode == 0
+    assert forks.run("checkpoint", "convert", trained.run_dir, published, "--to", "published").returncode == 0
     back = tmp_path / "back.safetensors"
-    assert crate_graph("checkpoint", "convert", published, back, "--to", "crate-graph").returncode == 0
+    assert forks.run("checkpoint", "convert", published, back, "--to", "crate-graph").returncode == 0
     from safetensors.torch import load_file
 
     ours = load_file(trained.run_dir / "checkpoints" / "step-00000060" / "ema.safetensors")
     again = load_file(back)
     assert all(again[name].equal(ours[name]) for name in ours)
     assert "to_patch_embedding.1.weight" in load_file(published)
-    assert crate_graph("checkpoint", "convert", trained.run_dir, back, "--to", "published").returncode == 2
+    assert forks.run("checkpoint", "convert", trained.run_dir, back, "--to", "published").returncode == 2

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -57,18 +55,12 @@ def refused(capsys):
     return run
 
 
-def on_two(*words):
-    """The verb on two processes."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "crate_graph"]
-    return subprocess.run([*start, "evaluate", *map(str, words)], capture_output=True, text=True, timeout=240)
-
-
-def test_evaluate_equals_what_training_measured(evaluate, trained, photographs):
+def test_evaluate_equals_what_training_measured(evaluate, forks, trained, photographs):
     """Three pictures on two processes: one of them gets a blank one."""
     expected = trained.summary["metrics"]
     assert expected.keys() == METRICS
     shards, folder = photographs / "shards", photographs / "pictures" / "test"
-    shared = json.loads(on_two(trained.run_dir, "--data", folder, "--json").stdout)
+    shared = json.loads(forks.run("evaluate", trained.run_dir, "--data", folder, "--json", world=2).stdout)
     for result in (evaluate(trained.run_dir, "--data", shards), evaluate(trained.run_dir, "--data", folder), shared):
         assert result["samples"] == 3 and result["damaged"] == 0 and result["step"] == 40
         assert {name: result[name] for name in METRICS} == pytest.approx(expected, rel=1e-6)
@@ -230,11 +222,11 @@ def test_the_smallest_picture_is_that_of_ssim():
     assert SMALLEST == SSIM_WINDOW
 
 
-def test_a_mistake_on_one_process_ends_both_in_words(photographs, tmp_path):
+def test_a_mistake_on_one_process_ends_both_in_words(forks, photographs, tmp_path):
     """One process cannot read its picture; the other waits for it, and must say so in a line."""
     shutil.copy(photographs / "pictures" / "test" / "00.png", tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    ended = on_two("bicubic", "--data", tmp_path)
+    ended = forks.run("evaluate", "bicubic", "--data", tmp_path, world=2)
     assert ended.returncode != 0 and "b.png: cannot be read" in ended.stderr
     assert "crate_graph/evaluation" not in ended.stderr  # no traceback of ours
 

@@ -1,6 +1,5 @@
 """Numbers that are not finite: skipped alike on all ranks, then rolled back, then given up."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,7 @@ FAULTY = Path(__file__).with_name("not_finite.py")
 
 def train_with_fault(runner, run, first, last, *overrides, rank=0, world=1):
     """Like `Runner.train`, with NaN losses on one rank in a window of steps."""
-    command = runner.command(runner.folder / run, *overrides, world=world)
-    at = command.index("crate_graph") - 1  # the -m before the package
-    command[at : at + 2] = [str(FAULTY), str(first), str(last), str(rank)]
-    from_env = runner.start.__globals__["environment"]()
-    process = subprocess.Popen(
-        command, env=from_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    return runner.finish(process, run)
+    return runner.train(run, *overrides, world=world, program=[FAULTY, first, last, rank])
 
 
 @pytest.mark.parametrize(

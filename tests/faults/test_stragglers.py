@@ -1,6 +1,5 @@
 """The record of a run says which rank keeps the others waiting, and whether for data or for arithmetic."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,7 @@ SHORT = ["schedule.max_steps=6", "telemetry.log_every=3"]
 
 
 def train_with_a_slow_rank(runner, run, rank, how):
-    command = runner.command(runner.folder / run, *SHORT, world=2)
-    at = command.index("crate_graph") - 1  # the -m before the package
-    command[at : at + 2] = [str(FAULTY), str(rank), how]
-    environment = runner.start.__globals__["environment"]()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    return runner.finish(process, run)
+    return runner.train(run, *SHORT, world=2, program=[FAULTY, rank, how])
 
 
 @pytest.mark.parametrize("rank, how", [(1, "forward"), (0, "data")])

@@ -1,7 +1,6 @@
 """A run that stands still ends by itself with its stacks on disk, and goes on where it was."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,7 @@ SHORT = ["watchdog={seconds: 4, first_seconds: 60}", "checkpoint.every_steps=5"]
 
 
 def train_standing_still(runner, run, step, rank, how, *overrides, world=1):
-    command = runner.command(runner.folder / run, *SHORT, *overrides, world=world)
-    at = command.index("crate_graph") - 1  # the -m before the package
-    command[at : at + 2] = [str(FAULTY), str(step), str(rank), how]
-    environment = runner.start.__globals__["environment"]()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    return runner.finish(process, run)
+    return runner.train(run, *SHORT, *overrides, world=world, program=[FAULTY, step, rank, how])
 
 
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])

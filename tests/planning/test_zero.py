@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,12 +35,12 @@ def recipes(small_recipe):
 
 
 @pytest.fixture(scope="module")
-def measured(recipes, tmp_path_factory):
+def measured(recipes, tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("engines")
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(dump_recipe(recipe))
     script = Path(__file__).with_name("zero_states.py")
-    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=280)
+    done = forks.run_program(script, folder, world=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in recipes}
 

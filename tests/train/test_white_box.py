@@ -1,12 +1,5 @@
 """telemetry.whitebox: the same measures under every engine and world size, and a training that does not notice."""
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,21 +16,6 @@ ZERO_3 = ["engine.name=deepspeed", "engine.zero_stage=3"]
 UGTV_FAST = ["model.name=ugtv_fast", "model.kwargs=null", "model.kwargs={depth: 1, dim: 8, convs: 1, features: 2}"]
 
 
-@dataclass
-class Run:
-    run_dir: Path
-    codes: list[int]
-    err: str
-
-    @property
-    def records(self):
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def losses(self):
-        return {record["step"]: record["loss"] for record in self.records if "loss" in record}
-
-
 @pytest.fixture(scope="module")
 def runs(runner, restoration):
     """All runs of this file, by name; on one process, or on two."""
@@ -52,30 +30,11 @@ def runs(runner, restoration):
         "refused": (restoration, 1, ON),
         "too-many": (restoration, 1, [*ON, *UGTV_FAST, "telemetry.whitebox.samples=33"]),
     }
-    commands = [
-        (world, who.command(who.folder / name, *overrides)[3:]) for name, (who, world, overrides) in jobs.items()
-    ]
-    started = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("forked_runs.py"))],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=480,
-    )
-    assert started.returncode == 0, started.stderr
-    codes = json.loads(started.stdout)
-    found = {
-        name: Run(jobs[name][0].folder / name, code, started.stderr) for name, code in zip(jobs, codes, strict=True)
-    }
-    for name, run in found.items():
-        assert set(run.codes) == {2 if name in ("refused", "too-many") else 0}, f"{name}: {run.codes}\n{run.err}"
+    found = {}
+    for name, (who, world, overrides) in jobs.items():
+        found[name] = run = who.train(name, *overrides, world=world)
+        assert run.code == (2 if name in ("refused", "too-many") else 0), f"{name}: {run.code}\n{run.err}"
     return found
-
-
-def environment():
-    """One thread per process, so that runs are alike whatever runs beside them."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def looks(run):
@@ -168,5 +127,5 @@ def test_a_shell_holds_weights_only_while_it_is_looked_at(name, kwargs):
 def test_what_cannot_be_measured_is_said_before_training(runs):
     message = runs["refused"].err
     assert "model.name=conv_restorer" in message and "leave telemetry.whitebox out" in message
-    assert "telemetry.whitebox.samples=33: the training split has 32" in message
+    assert "telemetry.whitebox.samples=33: the training split has 32" in runs["too-many"].err
     assert not any((runs[name].run_dir / "metrics.jsonl").exists() for name in ("refused", "too-many"))
