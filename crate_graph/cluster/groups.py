@@ -101,7 +101,8 @@ def agree(ranks: Ranks) -> Iterator[None]:
         yield
     except (UserError, RunFailed) as error:
         mistake = error
-    mistake = mistake or next(filter(None, gather(ranks, mistake)), None)
+    met = gather(ranks, mistake)  # also where there is one of its own: all take part
+    mistake = mistake or next((each for each in met if each is not None), None)
     if mistake is not None:
         raise mistake
 
