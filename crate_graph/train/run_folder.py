@@ -5,6 +5,7 @@ RUN/recipe.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  lo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -81,7 +82,9 @@ class RunFolder:
         """A run that a user's mistake ends before it began leaves no folder behind."""
         try:
             yield
-        except UserError:
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                raise
             if self._new and not self.worth_keeping:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise

@@ -22,6 +22,7 @@ def become(number, process, command, folder):
     os.environ.update(process.get("environment", {}))
     sys.path[:0] = process.get("path", [])
     time.sleep(process.get("after", 0))
+    code = 0
     try:
         if command[0].endswith(".py"):
             runpy.run_path(command[0], run_name="__main__")
