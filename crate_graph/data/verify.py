@@ -1,10 +1,9 @@
 """Check shards against their indexes, byte for byte, and if asked sample for sample.
 
-Of a shard on a disk nothing else does: training looks at its size alone, since the one checksum that an index holds,
-its sha256, takes a reading of all of it. Training sees what does not decode, and a label that is no class. A bit that
+Of a shard on a disk nothing else does: training looks at its size alone, since its sha256, the one checksum that an
+index holds, takes a reading of all of it. Training sees what does not decode, and a label that is no class. A bit that
 turns a label into another class, or pixels of a JPEG into others, is seen here only: verify shards after they were
-copied.
-What is fetched from an address is compared with its sha256 as it arrives.
+copied. What is fetched from an address is compared with its sha256 as it arrives.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ RUN/recipe.yaml  environment.json  init_from.json  metrics.jsonl  tensorboard/  
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -83,7 +84,9 @@ class RunFolder:
         """A run that a user's mistake ends before it began leaves no folder behind."""
         try:
             yield
-        except UserError:
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                raise
             if self._new and not self.worth_keeping:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise

@@ -291,7 +291,7 @@ def test_a_name_that_no_file_can_have(words, capsys, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("words", [["evaluate", "bilinear", "--data", " "], ["train", "quickstart", "data.dataset="]])
+@pytest.mark.parametrize("words", [["evaluate", "bilinear", "--data", " "], ["train", "quickstart", "data.dataset=''"]])
 def test_data_without_a_name(words, capsys):
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
