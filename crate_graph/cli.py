@@ -11,7 +11,9 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +35,8 @@ SHARED = ("train", "evaluate", "doctor")  # verbs whose work many processes shar
 def program(argv: Sequence[str] | None = None) -> NoReturn:
     """The command `crate-graph`: `main`, and the end of the process with its exit code."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    if not set(SHARED).intersection(sys.argv[1:2]):  # those have their own ways to stop
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
             code = main(argv)
@@ -51,8 +55,10 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out the command `argv`; the exit code."""
+    begun = time.monotonic()
     try:
         args = _parse(argv)
+        args.begun = begun
         _refuse_to_be_many(args.verb)
         return args.run(args)
     except SystemExit as end:  # of argparse
@@ -100,6 +106,11 @@ def _refuse_to_be_many(verb: str) -> None:
             f"{verb}: the work of one process, and {world} were started; start it without torchrun, or as one task "
             f"(srun --ntasks=1)"
         )
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """End as an exception does, so that what was begun is removed."""
+    sys.exit(128 + number)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -171,7 +182,7 @@ def _add_train(verbs) -> None:
         "--max-duration",
         type=_seconds,
         metavar="H:MM:SS",
-        help="save, stop and exit 0 after so long, before an allocation ends; also 90s, 45m, 2h, 1d",
+        help="save, stop and exit 0 so long after this start, before an allocation ends; also 90s, 45m, 2h, 1d",
     )
     train.set_defaults(run=_train)
 
@@ -200,7 +211,8 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     from crate_graph.train.run import train
 
-    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume, args.max_duration)
+    left = args.max_duration and args.max_duration - (time.monotonic() - args.begun)
+    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume, left)
     _report(summary, args.json)
     if summary["finished"] and not args.json:
         _say_what_next(summary["run_dir"], recipe)

@@ -77,8 +77,15 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print("  ".join(str(value) for value in row.values()))
-    return 0
+            print("  ".join(value if isinstance(value, str) else _named(name, value) for name, value in row.items()))
+    return 2 if any(row.get("state") == "damaged" for row in rows) else 0
+
+
+def _named(name: str, value: Any) -> str:
+    """A number with what it counts, and metrics one by one."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items()) or "not evaluated"
+    return f"step {value:,}" if name == "step" else f"{value:,} {name}"
 
 
 def _list(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -91,15 +98,24 @@ def _list(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _verify(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All are looked at, whatever is wrong with the first."""
     from crate_graph.checkpoint.manifest import MANIFEST, verify
     from crate_graph.checkpoint.store import CheckpointStore
 
     folders = [args.path]
     if not (args.path / MANIFEST).is_file():
-        folders = [folder for _, folder in CheckpointStore(args.path / "checkpoints").folders()]
+        folders = [folder for _, folder in CheckpointStore(args.path / "checkpoints").folders(whole=False)]
     if not folders:
         raise _no_checkpoint(args.path)
-    return [{"checkpoint": str(folder), "files": len(verify(folder)["files"]), "state": "good"} for folder in folders]
+    rows = []
+    for folder in folders:
+        row = {"checkpoint": str(folder)}
+        try:
+            row |= {"files": len(verify(folder)["files"]), "state": "good"}
+        except UserError as error:
+            row |= {"state": "damaged", "why": str(error)}
+        rows.append(row)
+    return rows
 
 
 def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -152,4 +168,6 @@ def _entries(run: Path) -> list[Any]:
 
 
 def _no_checkpoint(run: Path) -> UserError:
+    if (run / "recipe.yaml").is_file():
+        return UserError(f"{run}: holds no checkpoint yet; touch {run / 'save-now'} asks a run that trains for one")
     return UserError(f"{run}: holds no checkpoint; name the folder of a run")

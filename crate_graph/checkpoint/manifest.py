@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: not a checkpoint (no {MANIFEST}); name a folder like RUN/checkpoints/step-00000100"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), str):
         raise UserError(f"{path}: damaged (it is not the manifest of a checkpoint); {_REMEDY}")
@@ -67,11 +67,11 @@ def read_verified(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
     if expected is None:
         raise UserError(f"{folder}: holds no {name}")
     try:
+        if (size := path.stat().st_size) != expected["bytes"]:  # also of a device, which would be read without end
+            raise UserError(f"{path}: {size} bytes instead of {expected['bytes']}; {_REMEDY}")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    if len(data) != expected["bytes"]:
-        raise UserError(f"{path}: {len(data)} bytes instead of {expected['bytes']}; {_REMEDY}")
     if digest(data) != expected["sha256"]:
         raise UserError(f"{path}: damaged (its sha256 is not the one in {MANIFEST}); {_REMEDY}")
     return data

@@ -40,10 +40,11 @@ class CheckpointStore:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def folders(self) -> list[tuple[int, Path]]:
-        """(step, folder) of each checkpoint that has a manifest, in the order of the steps."""
+    def folders(self, whole: bool = True) -> list[tuple[int, Path]]:
+        """(step, folder) of each checkpoint in the order of the steps; if `whole` of those that have a manifest."""
         named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
-        return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
+        found = sorted((int(match[1]), path) for match, path in named if match)
+        return [(step, path) for step, path in found if not whole or (path / MANIFEST).is_file()]
 
     def entries(self) -> list[Entry]:
         """Whole checkpoints in the order of their steps. One whose manifest cannot be read is left out, and logged."""

@@ -121,10 +121,9 @@ class _Place:
         """Where rank 0 listens: as the variables say, else from what the launcher tells of the job."""
         host = environment.get("MASTER_ADDR") or _first_host(self, environment)
         port = environment.get("MASTER_PORT") or _port(environment)
-        try:
-            return host, int(port)
-        except ValueError:
-            raise UserError(f"environment: MASTER_PORT={port} is not a whole number") from None
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+            raise UserError(f"environment: MASTER_PORT={port} is not a port; set a whole number from 1 to 65535")
+        return host, int(port)
 
     def run(self, environment: Mapping[str, str]) -> str:
         """What all processes of the run, and no others, are told."""

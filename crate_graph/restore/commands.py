@@ -90,8 +90,10 @@ def _restore(args: argparse.Namespace) -> int:
         device=args.device,
         format=args.format and args.format.upper(),
         force=args.force,
+        told=(lambda result: None) if args.json else (lambda result: print(_line(result), flush=True)),
     )
-    print(json.dumps(results, indent=2) if args.json else "\n".join(map(_line, results)))
+    if args.json:
+        print(json.dumps(results, indent=2))
     return 0
 
 

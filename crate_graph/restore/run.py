@@ -6,7 +6,7 @@ All pictures are read and checked before the first is restored, and every file a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ def restore(
     device: str | None = None,
     format: str | None = None,
     force: bool = False,
+    told: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
     """Restore pictures and write them to the folder `output`, each under its name.
 
@@ -60,6 +61,7 @@ def restore(
         device: as torch names it; None for the GPU where there is one.
         format: PNG, TIFF or JPEG; None for that of each picture.
         force: replace files that exist.
+        told: is given the result of each picture as soon as its files are there.
 
     Returns:
         For each picture: picture, output, width, height, seconds; where the original is known psnr, ssim (8 bits, as
@@ -84,6 +86,7 @@ def restore(
         for one, side, files in zip(checked, tiles, outputs, strict=True):
             with _naming_a_full_disk(files):
                 results.append(_restore_one(one, files, restorer, side, ticks, shown, force))
+            told(results[-1])
         next(ticks, None)  # the last one is done
     finally:
         ticks.close()

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +117,30 @@ def test_what_is_no_manifest_is_damaged(store, text, capsys):
     with pytest.raises(UserError, match=damaged):
         verify(path)
     assert main(["checkpoint", "verify", str(store.folder.parent)]) == 2
-    assert re.search(damaged, capsys.readouterr().err)
+    good, bad = capsys.readouterr().out.splitlines()
+    assert good.endswith("good") and re.search(f"damaged.*{damaged}", bad)
+
+
+def test_verify_looks_at_every_checkpoint(store, capsys):
+    for step in range(4):
+        store.write(step, contents().to_files(), facts())
+    folders = [folder for _, folder in store.folders()]
+    (folders[0] / "manifest.json").unlink()
+    (folders[1] / "manifest.json").write_text("[" * 200_000)
+    (folders[2] / "model.safetensors").unlink()
+    (folders[2] / "model.safetensors").symlink_to("/dev/zero")
+    assert main(["checkpoint", "verify", str(store.folder.parent), "--json"]) == 2
+    found = {Path(row["checkpoint"]): row for row in json.loads(capsys.readouterr().out)}
+    assert [found[folder]["state"] for folder in folders] == ["damaged", "damaged", "damaged", "good"]
+    for folder, why in zip(folders, ("not a checkpoint", "recursion", "0 bytes instead of"), strict=False):
+        assert why in found[folder]["why"]
+
+
+def test_a_run_without_a_checkpoint_yet(store, capsys):
+    store.folder.parent.mkdir(exist_ok=True)
+    (store.folder.parent / "recipe.yaml").touch()
+    assert main(["checkpoint", "list", str(store.folder.parent)]) == 2
+    assert "holds no checkpoint yet" in capsys.readouterr().err
 
 
 def test_no_checkpoint(tmp_path):

@@ -61,8 +61,9 @@ def test_steps_meet_at_ports_of_their_own():
 
 def test_a_given_meeting_place_stays():
     assert read_ranks({**STEP, "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}).master == ("node7", 1234)
-    with pytest.raises(UserError, match="MASTER_PORT=x"):
-        read_ranks({**STEP, "MASTER_PORT": "x"})
+    for wrong in ("x", "0", "-1", "99999", "1e3", "²"):
+        with pytest.raises(UserError, match=f"MASTER_PORT={wrong} is not a port"):
+            read_ranks({**STEP, "MASTER_PORT": wrong})
 
 
 def test_an_srun_step_of_one_task_is_alone():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -193,6 +196,19 @@ def test_lines_say_what_was_done(restore, restorers, photo, tmp_path):
     (line,) = text.splitlines()
     assert code == 0 and line.startswith(f"{tmp_path / 'out/photo.png'}  57 x 41, ")
     assert " dB (before " in line and ", SSIM 0." in line and line.endswith(f"see {tmp_path / 'out/photo.compare.png'}")
+
+
+def test_ended_in_mid_work_it_leaves_whole_pictures(forks, restorers, photo, tmp_path):
+    """Each picture is told of as soon as it is there; SIGTERM takes back what was begun."""
+    large, out, said = tmp_path / "large.png", tmp_path / "out", tmp_path / "said"
+    Image.fromarray(np.zeros((3000, 3000, 3), np.uint8)).save(large)
+    words = ("crate-graph", "restore", restorers["bayer"], photo, large, "--degrade", "bayer:RGGB", "--output", out)
+    fork = forks.start(words, out=said, err=tmp_path / "err")
+    while not (said.exists() and said.read_text().endswith("\n")) and fork.alive:
+        time.sleep(0.05)
+    os.kill(fork.pid, signal.SIGTERM)
+    assert fork.wait(60) == 128 + signal.SIGTERM, said.read_text() + (tmp_path / "err").read_text()
+    assert [file.name for file in out.iterdir()] == ["photo.png"]
 
 
 def test_files_that_exist_are_kept(restore, refused, restorers, photo, tmp_path):
