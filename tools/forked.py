@@ -7,6 +7,7 @@ tell them their place.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -15,6 +16,8 @@ import random
 import runpy
 import socket
 import sys
+import threading
+import traceback
 
 import numpy as np
 import torch
@@ -40,8 +43,7 @@ def load(modules: list[str]) -> None:
     sys.path[0] = os.getcwd()  # as `python -m crate_graph` has it
     for module in modules:
         importlib.import_module(module)
-    gc.collect()
-    gc.freeze()  # a fork that looked for garbage among all that was loaded would copy its pages
+    gc.freeze()  # a fork that looked for garbage among all that was loaded would copy every page of it
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads: a fork has only one of them, and the locks of all"
 
@@ -88,9 +90,28 @@ def become_rank(world: int) -> None:
     os._exit(1 if failed else 0)
 
 
+def run() -> int:
+    """Run the program that this process has become; its exit code, when whatever was put off to its end is done."""
+    code = 1
+    try:
+        if sys.argv[0] == "crate-graph":
+            runpy.run_module("crate_graph", run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 if __name__ == "__main__":
     serve(sys.argv[1:])
-    if sys.argv[0] == "crate-graph":
-        runpy.run_module("crate_graph", run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    os._exit(run())  # nothing that was loaded is taken down: that takes as long as a short run

@@ -109,7 +109,9 @@ class Forks:
             )
         try:
             print(json.dumps(asked), file=self._server.stdin, flush=True)
-            return int(self._server.stdout.readline())
+            if answer := self._server.stdout.readline():
+                return int(answer)
+            raise RuntimeError(f"the process that forks has ended with {self._server.wait()}")
         except BaseException:  # a test's time is up: the answer that is still to come must not be taken for the next
             self.close()
             raise

@@ -1,6 +1,7 @@
 """The README's commands, run in its order by a stranger with an empty folder; only the trainings are cut short.
 
-Each verb is started once as it stands. When it comes again it is forked from a process that has loaded PyTorch already.
+Each verb is started once as it stands, also by torchrun. When it comes again it is forked from a process that has
+loaded PyTorch already.
 """
 
 import glob
@@ -71,9 +72,11 @@ def run(home, forks):
         words = [word for names in found for word in names]
         if words[1] == "train" or words[0] == "torchrun":
             words += SHORT
-        if words[0] == "crate-graph" and words[1] in started and forks.possible:
-            return forks.run(*words[1:], folder=home, HOME=str(home))
-        started.add(words[1])
+        if words[0] in ("crate-graph", "torchrun"):
+            at, world = (1, 1) if words[0] == "crate-graph" else (words.index("crate_graph") + 1, int(words[2]))
+            if (words[0], words[at]) in started and forks.possible:
+                return forks.run(*words[at:], world=world, folder=home, HOME=str(home))
+            started.add((words[0], words[at]))
         return subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
 
     return run
