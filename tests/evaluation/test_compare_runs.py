@@ -98,7 +98,7 @@ def mean_and_std(row, name):
 
 
 def spread(values):
-    return pytest.approx([statistics.mean(values), statistics.stdev(values)], rel=1e-5, abs=1e-6)
+    return pytest.approx([statistics.mean(values), statistics.stdev(values)], rel=1e-5, abs=1e-5)
 
 
 def best_checkpoint(run, metric):
