@@ -28,12 +28,15 @@ def notes_on(rows: list[Row], shown: Collection[str], shifts: list[Shift], check
         notes.append(_on_machines(rows, shown))
     if shifts:
         notes.append(_on_shifts(rows[0].recipe, shifts))
-    if any(sample.layer is not None for row in rows for sample in row.samples):
+    looked = [sample.layer for row in rows for sample in row.samples if sample.layer is not None]
+    if any(layer.means for layer in looked):
         where = f"their central {SIDE} x {SIDE} pixels, " if rows[0].recipe.task.kind == "restoration" else ""
         notes.append(
             f"White-box measures: of the last layer, {samples} pictures of the split or all it has, {where}in fp32; "
             f"names as in crate_graph/analysis/layers.py."
         )
+    elif looked:
+        notes.append(f"No white-box measures: {_list(layer.why_none for layer in looked)}.")
     return notes
 
 

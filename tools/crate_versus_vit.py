@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from crate_graph.config import load_recipe
-from crate_graph.data import open_dataset
-from crate_graph.tasks.build import model_arguments
-from crate_graph.train.flops import forward_flops
+from compare_runs import Request, compare
+from table_writing import markdown
 
 MODELS = {"CRATE": "fashion_mnist/crate", "ViT": "fashion_mnist/vit"}
+COLUMNS = ("parameters", "flops", "top1", "loss")
 COLOURS = {"CRATE": "#0b6e4f", "ViT": "#b5651d"}
 
 
@@ -30,13 +28,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/crate_versus_vit"))
     parser.add_argument("--figure", type=Path, default=Path("recipes/fashion_mnist/crate_versus_vit.svg"))
     args = parser.parse_args()
-    curves: dict[str, list[list[tuple[int, float]]]] = {}
-    rows = []
-    for model, recipe in MODELS.items():
-        folders = [train(recipe, seed, args.runs / f"{model.lower()}-{seed}") for seed in args.seeds]
-        curves[model] = [accuracy_by_epoch(folder) for folder in folders]
-        rows.append(row(model, recipe, folders))
-    print(table(rows, len(args.seeds)))
+    folders = {
+        model: [train(recipe, seed, args.runs / f"{model.lower()}-{seed}") for seed in args.seeds]
+        for model, recipe in MODELS.items()
+    }
+    runs = [f"{model}={folder}" for model, seeds in folders.items() for folder in seeds]
+    print(markdown(compare(runs, Request(COLUMNS, checkpoint="last"))), end="")
+    curves = {model: [accuracy_by_epoch(folder) for folder in seeds] for model, seeds in folders.items()}
     args.figure.write_text(figure(curves))
 
 
@@ -46,32 +44,6 @@ def train(recipe: str, seed: int, folder: Path) -> Path:
         command = [sys.executable, "-m", "crate_graph", "train", recipe, f"seed={seed}", "--run-dir", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
-
-
-def row(model: str, recipe_name: str, folders: list[Path]) -> dict[str, str]:
-    recipe = load_recipe(recipe_name)
-    dataset = open_dataset(recipe.data.dataset)
-    size = recipe.data.train_transform.size
-    flops = forward_flops(recipe.model.name, model_arguments(recipe, dataset), (dataset.channels, size, size))
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    return {
-        "model": model,
-        "parameters": f"{summaries[0]['parameters']:,}",
-        "MFLOP per image": f"{flops / 1e6:.1f}",
-        "top-1 %": spread([summary["metrics"]["top1"] for summary in summaries]),
-        "test loss": spread([summary["metrics"]["loss"] for summary in summaries], digits=3),
-    }
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def table(rows: list[dict[str, str]], seeds: int) -> str:
-    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *(" | ".join(r.values()) for r in rows)]
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\nMean ± standard deviation over {seeds} seeds."
 
 
 def accuracy_by_epoch(folder: Path) -> list[tuple[int, float]]:
