@@ -40,7 +40,7 @@ def test_the_backbone_keeps_every_bit_and_the_head_learns(alone, pretrained):
 
 
 def test_two_processes_equal_one(runner, words, alone):
-    """Also with activations recomputed, in micro batches, and with stochastic depth, which evaluation mode turns off."""
+    """Also with activations recomputed, in micro batches, and with stochastic depth, which is off in evaluation."""
     more = ["activation_checkpointing.mode=layer", "batch.micro_batch=4", "model.kwargs.drop_path_rate=0.5"]
     assert_same(runner.trained("two", *words, *more, world=2), alone)
 
