@@ -10,6 +10,7 @@ from crate_graph.planning.readers import Split
 from crate_graph.planning.timing import ComputeTime, compute_time
 from crate_graph.planning.trace import Trace
 from crate_graph.planning.traffic import Cluster, exposed_seconds, messages
+from crate_graph.train.flops import passes_of_training
 
 TRACED = "traced step on fake tensors"
 
@@ -37,7 +38,7 @@ class Given:
     @property
     def training_flops(self) -> float:
         """Of one image, forward and backward, nothing recomputed."""
-        return 3.0 * self.forward_flops
+        return passes_of_training(self.recipe.model.freeze) * self.forward_flops
 
     @property
     def compute(self) -> ComputeTime:

@@ -12,6 +12,7 @@ from crate_graph.planning.report import Figure, Section
 from crate_graph.planning.trace import BACKWARD, FORWARD
 from crate_graph.planning.traffic import messages, ring_rate, seconds
 from crate_graph.tasks.build import image_shapes
+from crate_graph.train.flops import passes_of_training
 
 
 def batches_section(given: Given) -> Section:
@@ -74,12 +75,13 @@ def model_section(given: Given) -> Section:
     basis = "products and convolutions"
     if given.recipe.task.kind == "restoration":
         basis += ", graph operators by their own count"
+    passes = passes_of_training(given.recipe.model.freeze)
     return Section(
         "model",
         [
             Figure("parameters", layout.elements + sum(layout.frozen), "", f"of which trained {layout.elements:,}"),
             Figure("FLOPs of one image", int(given.forward_flops), "FLOP", f"forward; {basis}; {shape}"),
-            Figure("training FLOPs per image", int(given.training_flops), "FLOP", "3 x forward"),
+            Figure("training FLOPs per image", int(given.training_flops), "FLOP", f"{passes} x forward"),
             Figure("products per image", int(recomputed), "FLOP", f"{TRACED}; with what is recomputed"),
         ],
     )

@@ -24,6 +24,14 @@ _PEAK_16_BIT = {
 }
 
 
+def passes_of_training(freeze: str) -> int:
+    """Arithmetic of a training step over that of its forward pass; `freeze` is `model.freeze`.
+
+    The backward pass computes two products for each of the forward pass; hardly any where the head alone learns.
+    """
+    return 1 if freeze == "backbone" else 3
+
+
 def forward_flops(name: str, kwargs: dict, image_shape: tuple[int, int, int], images: int = 1) -> float:
     """As `count_flops`, of a model that is not built yet: it takes no memory.
 

@@ -46,7 +46,7 @@ from crate_graph.resilience.watchdog import GRACE, Watchdog
 from crate_graph.tasks import build_task
 from crate_graph.tasks.build import describe_task, image_shapes, model_arguments, train_transform
 from crate_graph.train.ema import Ema
-from crate_graph.train.flops import forward_flops, peak_flops
+from crate_graph.train.flops import forward_flops, passes_of_training, peak_flops
 from crate_graph.train.loop import Loop
 from crate_graph.train.metrics_log import MetricsLog
 from crate_graph.train.optimizer import build_optimizer
@@ -336,8 +336,7 @@ def _clock(recipe: Recipe, flops: float, ranks: Ranks) -> StepClock:
     peak = peak_flops(ranks.device, recipe.precision, recipe.telemetry.peak_tflops)
     return StepClock(
         recipe.batch.global_batch,
-        # The backward pass computes two products for each of the forward pass; hardly any where the head alone learns.
-        flops_per_image=flops if recipe.model.freeze == "backbone" else 3.0 * flops,
+        flops_per_image=passes_of_training(recipe.model.freeze) * flops,
         peak_flops=None if peak is None else peak * ranks.world,
     )
 

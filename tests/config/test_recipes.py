@@ -10,6 +10,7 @@ from crate_graph.config.load import find_recipe, shipped_recipes
 from crate_graph.data import open_dataset
 from crate_graph.models import create_model
 from crate_graph.models.crate_mae import from_patches
+from crate_graph.models.weights import load_pretrained
 
 RECIPES = sorted(shipped_recipes())
 
@@ -82,6 +83,21 @@ def test_the_header_says_how_to_run_it_and_what_came_out(name):
 def test_the_published_size_is_the_models(name):
     stated = float(re.search(r"([\d.]+) million parameters", header(name)).group(1))
     assert round(parameters(name) / 1e6, 2) == pytest.approx(stated)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "probe" in name or "fashion_mnist_crate_mae" in name])
+def test_what_starts_from_an_autoencoder_fits_its_encoder(name):
+    recipe = load_recipe(name)
+    assert ("probe" in name) == (recipe.model.freeze == "backbone") == recipe.model.new_head
+    if not name.endswith("_mae"):
+        return
+    source = load_recipe("mae_quickstart" if "fashion" in name else "crate_mae/imagenet1k_base")
+    assert recipe.model.init_from == f"runs/{source.name}"
+    mae, model = meta_model(source), meta_model(recipe)
+    assert model.blocks[0].ista.lambd == mae.blocks[0].ista.lambd
+    assert model.blocks[0].mssa.num_heads == mae.blocks[0].mssa.num_heads
+    transfer = load_pretrained(model, mae.state_dict())
+    assert set(transfer.initial) == {"head.weight", "head.bias"} and "pos_embed" in transfer.loaded
 
 
 @pytest.mark.parametrize(

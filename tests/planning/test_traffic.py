@@ -64,7 +64,5 @@ def test_state_of_uneven_shares():
         "moments": 2 * 4 * 10 + 8,
         "ema": 4 * 19,
     }
-    assert gradient_bytes(LAYOUT, one, 2) == 4 * (
-        10 + 5 + 4 + 1
-    )  # rank 1 has part of the first, the others, the padding
+    assert gradient_bytes(LAYOUT, one, 2) == 4 * (10 + 5 + 4 + 1)  # rank 1: of the first a part, the others, padding
     assert state_bytes(LAYOUT, three, 2)["weights"] == 4 * (5 + 3 + 2)
