@@ -72,9 +72,10 @@ def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str
     return Figure(
         "pca",
         f"Principal components of the tokens as colours, {where}",
-        "The first component is the one direction in which the tokens of all pictures differ most; it often parts "
-        "what is in front (yellow) from the background (blue). What is in front is then coloured by three more: patches "
-        "that the network holds to be alike have like colours, in all pictures together. Pictures of one class show best whether a part keeps its colour.",
+        "The first component is the one direction in which the tokens of all pictures differ most; it often parts what "
+        "is in front (yellow) from the background (blue). What is in front is then coloured by three more: patches "
+        "that the network holds to be alike have like colours, in all pictures together. Pictures of one class show "
+        "best whether a part keeps its colour.",
         f"{_PAPER}: PCA of the coordinates U_k'z, first component cut at 1/2, then PCA of what is left",
         made.bytes,
         "png",
