@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_graph.analysis.figures import WIDTH, Figure, sheet, show
+from crate_graph.analysis.figures import WIDTH, Figure, columns_of_pictures, sheet, show
 from crate_graph.analysis.tokens import Heads
 
 _BRIGHT = 0.99  # quantile of a map's weights from which on a patch is brightest: one patch may outshine all others
@@ -62,21 +62,20 @@ def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str
     """Picture, first component, and three components of the foreground as RGB, a column for each picture."""
     first, colours = principal_colours(heads.features(), heads.grid)
     rows = []
-    columns = max(len(seen), 2)
-    with sheet(
-        3, columns, height=3 * (WIDTH / max(columns, 4) + 0.25), width=WIDTH * columns / max(columns, 4), format="png"
-    ) as made:
-        for number, (picture, key) in enumerate(zip(seen, keys, strict=True)):
-            show(made.axes[0, number], picture, key[:20])
-            show(made.axes[1, number], first[number], "first component" if number == 0 else "", cmap="cividis")
-            show(made.axes[2, number], colours[number], "three more of what is in front" if number == 0 else "")
+    with columns_of_pictures(len(seen), 3) as (made, columns):
+        for number, (axes, picture, key) in enumerate(zip(columns, seen, keys, strict=True)):
+            show(axes[0], picture, key[:20])
+            show(axes[1], first[number], "first component" if number == 0 else "", cmap="cividis")
+            show(axes[2], colours[number], "three more of what is in front" if number == 0 else "")
             for (y, x), value in np.ndenumerate(first[number]):
                 rows.append((key, y, x, float(value), *map(float, colours[number, y, x])))
     return Figure(
         "pca",
         f"Principal components of the tokens as colours, {where}",
-        "Patches that the network holds to be alike have like colours, in all pictures together; what the first "
-        "component sets apart as background is black. Pictures of one class show best whether a part keeps its colour.",
+        "The first component is the one direction in which the tokens of all pictures differ most; it often parts what "
+        "is in front (yellow) from the background (blue). What is in front is then coloured by three more: patches "
+        "that the network holds to be alike have like colours, in all pictures together. Pictures of one class show "
+        "best whether a part keeps its colour.",
         f"{_PAPER}: PCA of the coordinates U_k'z, first component cut at 1/2, then PCA of what is left",
         made.bytes,
         "png",

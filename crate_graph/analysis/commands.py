@@ -15,8 +15,9 @@ example:
   crate-graph analyze runs/crate --compare runs/vit --size 448 --layer 11 --images photos --output analysis
   crate-graph analyze ugtv_fast_demosaicking --output analysis
 
-CHECKPOINT is a run folder, a checkpoint, what crate-graph export wrote as timm or safetensors, or the name of shipped
-weights. Needs pip install 'crate-graph[analysis]'.
+CHECKPOINT is a run folder, a checkpoint, what crate-graph export wrote as timm, hf or safetensors, published weights of
+CRATE, CRATE-alpha, CRATE-MAE or ToST (a .pth or .safetensors file), or the name of shipped weights. Needs
+pip install 'crate-graph[analysis]'.
 
 A folder of pictures may hold masks of what is in front, NAME.mask.png beside NAME.jpg, or masks/NAME.png: 0 is
 background. Then segmentations are judged by them."""
@@ -36,7 +37,10 @@ def add_parser(subparsers: Any) -> None:
     analyze.add_argument("--samples", type=_count, default=32, metavar="N", help="measure over so many pictures (32)")
     analyze.add_argument("--show", type=_count, default=4, metavar="N", help="draw maps of so many pictures (4)")
     analyze.add_argument(
-        "--layer", type=_count, metavar="N", help="of the maps, from 1 (CRATE: the last but one; a ViT: the last)"
+        "--layer",
+        type=_count,
+        metavar="N",
+        help="of the maps, from 1 (CRATE: the last but one; a ViT and ToST: the last)",
     )
     finer = analyze.add_mutually_exclusive_group()
     finer.add_argument(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TRAINED, INITIAL, OTHER = "#0b6e4f", "#8a8f98", "#b5651d"
 WIDTH = 10.0  # inches of a sheet
+ACROSS = 4  # pictures beside each other
 _DPI = 110  # of what is drawn as PNG
 _STYLE = {
     "svg.hashsalt": "crate-graph",  # the same figure is the same bytes
@@ -90,6 +91,16 @@ def sheet(
         metadata = {"Date": None} if format == "svg" else {"Software": None}
         made.drawing.savefig(buffer, format=format, dpi=_DPI, metadata=metadata)
         made.bytes = buffer.getvalue()
+
+
+@contextmanager
+def columns_of_pictures(pictures: int, lines: int) -> Iterator[tuple[Sheet, list[np.ndarray]]]:
+    """A sheet with a column of `lines` axes for each picture, ACROSS columns beside each other, then below."""
+    across = min(max(pictures, 2), ACROSS)
+    blocks = -(-pictures // across)
+    height = blocks * lines * (WIDTH / ACROSS + 0.25)
+    with sheet(blocks * lines, across, height=height, width=WIDTH * across / ACROSS, format="png") as made:
+        yield made, [made.axes[number // across * lines :, number % across][:lines] for number in range(pictures)]
 
 
 def show(axes: Axes, picture: np.ndarray, title: str = "", **how: Any) -> None:

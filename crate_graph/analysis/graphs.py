@@ -47,7 +47,7 @@ def restorer_series(subject: Subject, observations: list[Observation], other: Su
     Raises:
         UserError: a network whose layers have no measures.
     """
-    shown = [(subject.model, subject.architecture, TRAINED), (subject.initial, subject.start, INITIAL)]
+    shown = [(subject.model, f"{subject.architecture}, trained", TRAINED), (subject.initial, subject.start, INITIAL)]
     if other is not None:
         shown.append((other.model, f"{other.architecture}, to compare", OTHER))
     steps = {"cg_steps": True} if is_graph_network(subject.model) else {}

@@ -177,8 +177,7 @@ WORDS = {
     "layer": "one step of the network on all tokens: first attention, in which tokens meet, then a step on each alone.",
     "head, subspace": "a layer's attention has several heads, each with a learned set of directions, its subspace, and "
     "each sees of the tokens only what lies along them.",
-    "rate, nats": "how many numbers it takes to write the tokens down to a small fixed error, by information theory. A "
-    "nat is 1.44 bits.",
+    "rate, nats": "how much information the tokens take, up to a small fixed error. A nat is 1.44 bits.",
     "points and bars": "a point is a mean over the pictures (of weights: over pairs of heads), its bar one standard "
     "deviation. Green is the trained network, grey and dashed the same one without training.",
 }

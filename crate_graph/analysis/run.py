@@ -125,9 +125,9 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
         resized(each, view.config.size)
     samples = samples_of(subject, request.images, request.samples)
     series = series_of(subject, samples, other)
-    figures, judged = curve_figures(series), {}
+    figures, judged = [], {}
     if subject.task == "masked_autoencoding":
-        figures.insert(0, reconstruction_figure(subject, other, samples, request.show))
+        figures.append(reconstruction_figure(subject, other, samples, request.show))
     for number, (each, layer, view) in enumerate(zip(models, layers, views, strict=True)):
         drawn, found = _maps(each, layer, view, samples, request.show)
         if number:
@@ -137,6 +137,7 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
+    figures += curve_figures(series)  # pictures first: they say most to whoever has not read the papers
     size = f"{subject.view.size} x {subject.view.size} pixels"
     seen = f"each scaled to {size}" if subject.view.resize is None else f"of each the central square, at {size}"
     about = (

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_graph.analysis.figures import OTHER, TRAINED, WIDTH, Figure, sheet, show
+from crate_graph.analysis.figures import OTHER, TRAINED, Figure, columns_of_pictures, sheet, show
 from crate_graph.analysis.tokens import Heads
 
 OBJECTS, TAU = 3, 0.15  # of a picture, at most; the cosine from which two patches are joined (CutLER)
@@ -119,17 +119,14 @@ def segmentation_figure(
     """The objects of each picture, coloured, and below them the given masks (H, W), where there are some."""
     features, rows = heads.features(), []
     lines = 2 if all(mask is None for mask in masks) else 3
-    columns = max(len(seen), 2)
-    width = WIDTH * columns / max(columns, 4)
-    height = lines * (WIDTH / max(columns, 4) + 0.25)
-    with sheet(lines, columns, height=height, width=width, format="png") as made:
-        for number, (picture, key, given) in enumerate(zip(seen, keys, masks, strict=True)):
-            show(made.axes[0, number], picture, key[:20])
+    with columns_of_pictures(len(seen), lines) as (made, columns):
+        for number, (axes, picture, key, given) in enumerate(zip(columns, seen, keys, masks, strict=True)):
+            show(axes[0], picture, key[:20])
             objects = mask_cut(features[number], heads.grid)
             iou = "" if given is None else f", first: IoU {intersection_over_union(objects[0], given):.2f}"
-            show(made.axes[1, number], _painted(picture, objects), f"{len(objects)} found{iou}")
+            show(axes[1], _painted(picture, objects), f"{len(objects)} found{iou}")
             if given is not None:
-                show(made.axes[2, number], _painted(picture, [given]), "the given mask")
+                show(axes[2], _painted(picture, [given]), "the given mask")
             for place, mask in enumerate(objects, start=1):
                 rows += [(key, place, int(y), int(x)) for y, x in zip(*mask.nonzero(), strict=True)]
     return Figure(
