@@ -101,7 +101,8 @@ def agree(ranks: Ranks) -> Iterator[None]:
         yield
     except (UserError, RunFailed) as error:
         mistake = error
-    mistake = mistake or next(filter(None, gather(ranks, mistake)), None)
+    mistakes = gather(ranks, mistake)  # also where this process has one of its own
+    mistake = mistake or next(filter(None, mistakes), None)
     if mistake is not None:
         raise mistake
 
