@@ -101,8 +101,8 @@ def agree(ranks: Ranks) -> Iterator[None]:
         yield
     except (UserError, RunFailed) as error:
         mistake = error
-    met = gather(ranks, mistake)  # also where there is one of its own: all take part
-    mistake = mistake or next((each for each in met if each is not None), None)
+    mistakes = gather(ranks, mistake)  # also where this process has one of its own
+    mistake = mistake or next(filter(None, mistakes), None)
     if mistake is not None:
         raise mistake
 
