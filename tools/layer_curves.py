@@ -42,12 +42,12 @@ class Run:
     initial: Series
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders of CRATE and of timm's ViT")
     parser.add_argument("--samples", type=int, default=128, help="held-back pictures (default: %(default)s)")
     parser.add_argument("--figure", type=Path, required=True, help="the SVG to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         check_drawing()
         runs = [measured(run, args.samples) for run in args.runs]
