@@ -28,13 +28,15 @@ def attention_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, wher
             for head in range(count):
                 axes = block[head // (columns - 1), 1 + head % (columns - 1)]
                 weights = maps[number, head].numpy()
-                show(axes, weights, f"head {head + 1}", cmap="magma", vmin=0, vmax=np.quantile(weights, _BRIGHT))
+                low = 0.0 if heads.memberships is None else np.quantile(weights, 1 - _BRIGHT)  # they differ by little
+                how = {"cmap": "magma", "vmin": low, "vmax": np.quantile(weights, _BRIGHT)}
+                show(axes, weights, f"head {head + 1}", **how)
                 rows += [(key, head + 1, y, x, float(w)) for (y, x), w in np.ndenumerate(weights)]
     says, source = _words(heads)
     return Figure(
         "attention",
         f"Attention: where each head looks, {where}",
-        f"{says} Black is 0, and the brightest are the highest 1 % of that map, so brightness does not compare maps. "
+        f"{says} The brightest are the highest 1 % of that map, so brightness does not compare maps. "
         f"In a network that has learned well, heads single out the object and its parts.",
         source,
         made.bytes,
@@ -49,13 +51,20 @@ def _words(heads: Heads) -> tuple[str, str]:
     if heads.memberships is not None:
         return (
             "ToST compares no patches: each patch belongs to each head to some degree. For each picture and each head: "
-            "the weight of every patch in that head.",
+            "the weight of every patch in that head, from black for the lowest 1 %; where memberships are near alike, "
+            "this magnifies small differences.",
             "arXiv 2412.17810: the membership of a patch over the sum of those of all patches",
         )
     source = f"{_PAPER}: softmax over the patches of <U_k'z_i, U_k'z_cls>; query and key of a ViT"
     if heads.has_class_token:
-        return "For each picture and each head: how strongly the class token attends to every patch.", source
-    return "For each picture and each head: how strongly every patch is attended to, mean over all patches.", source
+        return (
+            "For each picture and each head: how strongly the class token attends to every patch, from black for 0.",
+            source,
+        )
+    return (
+        "For each picture and each head: how strongly every patch is attended to, mean over all patches; black is 0.",
+        source,
+    )
 
 
 def pca_figure(seen: list[np.ndarray], keys: list[str], heads: Heads, where: str) -> Figure:
