@@ -85,6 +85,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args, recipe)
     cluster = _cluster(args)
+    if not args.json:
+        print("tracing one step, which takes up to two minutes", file=sys.stderr)
     if args.scaling:
         return _scaling(args, recipe, cluster)
     from crate_graph.planning.plan import make_plan
