@@ -16,6 +16,8 @@ from watch_saves import SaveWatch
 class Kills:
     """Where the processes of a run were when they were killed."""
 
+    wanted: int
+    wanted_in_save: int
     in_save: int = 0
     training: int = 0
     starting: int = 0
@@ -25,34 +27,39 @@ class Kills:
     def number(self) -> int:
         return self.in_save + self.training + self.starting
 
+    @property
+    def missing(self) -> int:
+        """How many are still to come: some more than were asked for, where too few hit inside a save."""
+        return max(self.wanted - self.number, self.wanted_in_save - self.in_save, 0)
+
 
 def kills(trial: Trial) -> tuple[str, str]:
     """SIGKILL of one rank or of both, at random moments, the saves among them"""
-    wanted_in_save = max(1, trial.kills // 5)
-    done = Kills()
-    while done.number < trial.kills:
+    done = Kills(trial.kills, max(1, trial.kills // 5))
+    while done.missing:
         done.runs += 1
-        kill_and_go_on(trial, f"killed-{done.runs}", done, wanted_in_save)
-    expect(done.in_save >= wanted_in_save, f"only {done.in_save} of {done.number} kills hit inside a save")
+        kill_and_go_on(trial, f"killed-{done.runs}", done)
+        most = 3 * trial.kills
+        expect(done.number < most or not done.missing, f"only {done.in_save} of {done.number} kills hit inside a save")
     where = f"{done.in_save} inside a save, {done.training} in training, {done.starting} in the start"
     how_often = f"{done.number} in {done.runs} run{'s' if done.runs > 1 else ''}: {where}"
     return how_often, "no half-made checkpoint was picked up; each run goes on to its end, equal"
 
 
-def kill_and_go_on(trial: Trial, run: str, done: Kills, wanted_in_save: int) -> None:
+def kill_and_go_on(trial: Trial, run: str, done: Kills) -> None:
     """One run, killed and started again until its end or until there were enough kills."""
     lab = trial.lab
-    while done.number < trial.kills and kill_once(trial, run, done, wanted_in_save - done.in_save):
+    while done.missing and kill_once(trial, run, done):
         lab.compare_so_far(run)
     lab.start(run).end((0, 0))
     lab.compare(run)
 
 
-def kill_once(trial: Trial, run: str, done: Kills, wanted_in_save: int) -> bool:
+def kill_once(trial: Trial, run: str, done: Kills) -> bool:
     """One life of a run and its end by SIGKILL; False where it came to its own end before."""
     lab, rng = trial.lab, trial.random
     aim = rng.choices(("save", "step", "start"), (5, 4, 1))[0]
-    if wanted_in_save >= trial.kills - done.number:
+    if done.missing <= done.wanted_in_save - done.in_save:
         aim = "save"
     victims = RANKS if aim == "start" else rng.choice((RANKS, RANKS, RANKS[:1], RANKS[1:]))
     listed = lab.listed(run)
