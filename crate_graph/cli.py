@@ -28,6 +28,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 OF_FILES = {
     **dict.fromkeys(FULL_DISK, "make room and start the same command again"),
     errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable, or choose another place"),
 }
 SHARED = ("train", "evaluate", "doctor")  # verbs whose work many processes share; others would do it many times over
 

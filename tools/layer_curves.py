@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_drawing()
         runs = [measured(run, args.samples) for run in args.runs]
+        if len({(run.dataset, run.family) for run in runs}) < len(runs):
+            raise UserError("two runs are of one family and data set; name one of each")
     except UserError as error:
         print(f"layer_curves: error: {error}", file=sys.stderr)
         return 2

@@ -84,6 +84,7 @@ def _analyze(args: argparse.Namespace) -> int:
         return 0
     print(f"{result['report']}  {len(result['figures'])} figures of {result['model']}")
     for name, last in result["last_layer"].items():
+        unit = "" if last["unit"] == "1" else f" {last['unit']}"
         spread = "" if last["std"] is None else f" ± {last['std']:.3g}"
-        print(f"  {name} of layer {'.'.join(map(str, last['layer']))}: {last['mean']:.4g}{spread} {last['unit']}")
+        print(f"  {name} of layer {'.'.join(map(str, last['layer']))}: {last['mean']:.4g}{spread}{unit}")
     return 0

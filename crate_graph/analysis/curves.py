@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, sheet
 from crate_graph.analysis.layers import Matrix, activations, matrices, weights
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import CURVES, DECODER_CURVES, SHARE, SPECTRA, Panel
-from crate_graph.analysis.pictures import Sample, View
-from crate_graph.analysis.reconstruction import hidden_patches
+from crate_graph.analysis.panels import COSINE, CURVES, DECODER_CURVES, SHARE, SPECTRA, Panel
+from crate_graph.analysis.pictures import Sample
+from crate_graph.analysis.probe import inputs_of
 from crate_graph.analysis.subject import Subject
 
 if TYPE_CHECKING:
@@ -47,17 +45,9 @@ def series_of(subject: Subject, samples: list[Sample], other: Subject | None) ->
         shown.append((other, other.model, f"{other.architecture}, to compare", OTHER))
     found = []
     for of, model, label, colour in shown:
-        measured = activations(model, *_inputs(of, samples)) + weights(model)
+        measured = activations(model, *inputs_of(of, samples)) + weights(model)
         found.append(Series(label, colour, measured, matrices(model)))
     return found
-
-
-def _inputs(subject: Subject, samples: list[Sample]) -> tuple[Tensor, ...]:
-    """Images (B, C, H, W), and for a masked autoencoder which patches are hidden (B, N)."""
-    images = View(subject).images(samples)
-    if subject.task == "masked_autoencoding":
-        return images, hidden_patches(subject, len(samples))
-    return (images,)
 
 
 def curve_figures(series: Sequence[Series]) -> list[Figure]:
@@ -84,17 +74,18 @@ def layer_curves(
             axes.set(title=panel.title, xlabel="layer", ylabel=panel.unit)
             whole_numbers(axes)
         _share_scales(made.axes[0], panels)
-        made.axes[0, 0].legend(fontsize=8)
+        lines, labels = made.axes[0, 0].get_legend_handles_labels()
+        made.drawing.legend(lines, labels, loc="outside lower left", ncols=2, fontsize=8)
     return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
 
 
 def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Panels of one unit have one scale, so that they can be compared; shares are from 0 to 1."""
+    """Panels of one unit have one scale, so that they can be compared; shares and cosines are from 0 to 1."""
     for unit in {panel.unit for panel in panels}:
         alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
         low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
         for axes in alike:
-            axes.set_ylim(*((0, 1.05) if unit == SHARE else (min(low), max(high))))
+            axes.set_ylim(*((0, 1.05) if unit in (SHARE, COSINE) else (min(low), max(high))))
 
 
 def draw_curve(axes: Axes, places: Sequence[float], values: Sequence[Measured], series: Series, part: str = "") -> None:

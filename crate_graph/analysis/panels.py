@@ -16,6 +16,7 @@ class Panel:
 
 _RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
 SHARE = "share that is not zero"
+COSINE = "cosine"
 _BEFORE = "what attention takes in"
 _HALF = "after attention"
 _AFTER = "after the layer"
@@ -100,9 +101,9 @@ CURVES = (
         "is derived for subspaces that are nearly orthogonal, so lower is closer to the theory.",
         _COSINES,
         (
-            Panel("smallest angle, mean over pairs", "coherence", "cosine"),
-            Panel("smallest angle, nearest pair", "coherence_largest", "cosine"),
-            Panel("all angles, root mean square", "overlap", "cosine"),
+            Panel("smallest angle, mean over pairs", "coherence", COSINE),
+            Panel("smallest angle, nearest pair", "coherence_largest", COSINE),
+            Panel("all angles, root mean square", "overlap", COSINE),
         ),
     ),
     (
@@ -151,8 +152,8 @@ DECODER_CURVES = (
         "that undoes the sparse coding is rich.",
         f"{_COSINES}; Roy and Vetterli, EUSIPCO 2007",
         (
-            Panel("smallest angle, mean over pairs", "decoder_coherence", "cosine"),
-            Panel("all angles, root mean square", "decoder_overlap", "cosine"),
+            Panel("smallest angle, mean over pairs", "decoder_coherence", COSINE),
+            Panel("all angles, root mean square", "decoder_overlap", COSINE),
             Panel("linear map", "decoder_dictionary_effective_rank", "effective rank, dimensions"),
         ),
     ),
@@ -177,7 +178,8 @@ WORDS = {
     "layer": "one step of the network on all tokens: first attention, in which tokens meet, then a step on each alone.",
     "head, subspace": "a layer's attention has several heads, each with a learned set of directions, its subspace, and "
     "each sees of the tokens only what lies along them.",
-    "rate, nats": "how much information the tokens take, up to a small fixed error. A nat is 1.44 bits.",
+    "rate, nats": "how much information the tokens take, up to a small fixed error. A nat is 1.44 bits. R scales whole "
+    "tokens to length 1, Rᶜ what each head sees of them, so Rᶜ may be above R: compare each with itself, layer by layer.",
     "points and bars": "a point is a mean over the pictures (of weights: over pairs of heads), its bar one standard "
     "deviation. Green is the trained network, grey and dashed the same one without training.",
 }

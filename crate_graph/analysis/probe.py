@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crate_graph.analysis.layers import activations
 from crate_graph.analysis.measured import Gathered, Measured
-from crate_graph.analysis.pictures import Observation, View, observations_of, samples_of
+from crate_graph.analysis.pictures import Observation, Sample, View, observations_of, samples_of
+from crate_graph.analysis.reconstruction import hidden_patches
 from crate_graph.analysis.subject import Subject
 
 SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless more are asked for
@@ -18,15 +19,24 @@ SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless
 def probe(subject: Subject, samples: int) -> list[Measured]:
     """The `activations` on up to `samples` pictures, spread evenly over the split that the subject is evaluated on.
 
-    A classifier sees them as it is evaluated, a restoration network their central SIDE x SIDE pixels. The pictures, and
-    what is lost of them, are the same for every subject of the same data.
+    A classifier sees them as it is evaluated, a masked autoencoder a part of each as in training, a restoration network
+    their central SIDE x SIDE pixels. The pictures, and what is lost of them, are the same for every subject of the same
+    data.
 
     Raises:
         UserError: a model whose layers have no measures; no data set.
     """
     if subject.task == "restoration":
         return over_pictures(subject.model, observations_of(subject, None, samples, SIDE))
-    return activations(subject.model, View(subject).images(samples_of(subject, None, samples)))
+    return activations(subject.model, *inputs_of(subject, samples_of(subject, None, samples)))
+
+
+def inputs_of(subject: Subject, samples: list[Sample]) -> tuple[Tensor, ...]:
+    """Images (B, C, H, W) as they are evaluated, and for a masked autoencoder which patches are hidden (B, N)."""
+    images = View(subject).images(samples)
+    if subject.task == "masked_autoencoding":
+        return images, hidden_patches(subject, len(samples))
+    return (images,)
 
 
 def over_pictures(model: nn.Module, observations: list[Observation], **options: bool) -> list[Measured]:

@@ -26,6 +26,11 @@ from crate_graph.models.weights import Transfer, load_pretrained
 
 _HF_PREFIXES = {"crate_graph": "model.", "timm_wrapper": "timm_model."}  # before the names of the model inside
 _CONFIG = "config.json"  # timm's, or transformers'
+# What readers raise for a file of something else, be it text, or JSON or a pickle of another shape.
+_UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError),
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,11 @@ def read_origin(source: str | Path) -> Origin:
         raise UserError(f"{source} does not exist; name a checkpoint, an exported folder or a weights file")
     try:
         origin = _file(source)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
+        check_finite(source, {name: tensor for name, tensor in origin.weights.items() if tensor.is_floating_point()})
+    except _UNREADABLE as error:
         raise UserError(
             f"{source} cannot be read as weights ({type(error).__name__}); name a file of tensors"
         ) from None
-    check_finite(source, {name: tensor for name, tensor in origin.weights.items() if tensor.is_floating_point()})
     return origin
 
 
@@ -158,7 +163,8 @@ def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    whole = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
+    if not whole or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict; name a file that torch.save wrote of one")
     return loaded
 

@@ -128,6 +128,8 @@ def _of_the_encoder(weights: Mapping[str, Tensor], model: CRATE) -> dict[str, Te
 def _other_family(weights: Mapping[str, Tensor], model: nn.Module) -> str:
     """What to say before all else where the weights are of another white-box family than the model."""
     theirs, ours = family_of(weights), _FAMILIES.get(type(model))
+    if _is_encoder(weights, model):
+        return ""
     return f"they are of the family {theirs}, use model.name={theirs}_...: " if theirs and theirs != ours else ""
 
 

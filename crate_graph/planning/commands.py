@@ -70,7 +70,8 @@ def add_parser(subparsers: Any) -> None:
     )
     assumed = plan.add_argument_group("assumptions")
     for option, (name, _, what) in _ASSUMED.items():
-        assumed.add_argument(option, type=_rate, dest=name, metavar="X", help=what)
+        kind = _share if option.endswith("utilisation") else _rate
+        assumed.add_argument(option, type=kind, dest=name, metavar="X", help=what)
     plan.add_argument("--json", action="store_true", help="print the result as JSON: bytes and seconds")
     plan.set_defaults(run=_plan)
 
@@ -85,8 +86,6 @@ def _plan(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args, recipe)
     cluster = _cluster(args)
-    if not args.json:
-        print("tracing one step, which takes up to two minutes", file=sys.stderr)
     if args.scaling:
         return _scaling(args, recipe, cluster)
     from crate_graph.planning.plan import make_plan
@@ -138,6 +137,12 @@ def _positive(text: str) -> int:
     number = int(text)
     if not 1 <= number <= _LARGEST:
         raise argparse.ArgumentTypeError(f"{text} should be from 1 to {_LARGEST:,}")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} should be over 0 and at most 1")
     return number
 
 

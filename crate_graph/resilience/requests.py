@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -59,13 +60,16 @@ class Requests:
         return save, self._stop
 
     def close(self) -> None:
+        """Leave signals as they were. After one that asked for the stop SIGTERM and SIGUSR1 are ignored: who sends them
+        twice wants what is done already, an orderly end."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            asked = self._signalled_at is not None and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if asked else handler)
 
 
 def _take(path: Path) -> bool:
-    try:
-        path.unlink()
-    except FileNotFoundError:
+    if not path.is_file():
         return False
+    with suppress(OSError):  # of a disk that can no longer be written to: the save will say so
+        path.unlink()
     return True

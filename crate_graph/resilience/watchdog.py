@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -86,8 +86,9 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-        if not self._stacks.stat().st_size:
-            self._stacks.unlink()
+        with suppress(OSError):  # the folder may be gone, or may no longer be written to
+            if not self._stacks.stat().st_size:
+                self._stacks.unlink()
 
     @property
     def allowed(self) -> float:

@@ -22,6 +22,7 @@ from crate_graph.resilience.watchdog import Watchdog
 from crate_graph.train.ema import Ema
 from crate_graph.train.late import LateReader
 from crate_graph.train.metrics_log import MetricsLog
+from crate_graph.train.run_folder import RunFolder
 from crate_graph.train.saving import Saver
 from crate_graph.train.step import TrainStep
 from crate_graph.train.telemetry import Display, StepClock, Stragglers, peak_memory_bytes
@@ -35,6 +36,7 @@ class Loop:
     """A run that is set up (`crate_graph.train.run`) and its position: `step` global batches are behind it."""
 
     recipe: Recipe
+    folder: RunFolder
     engine: Engine
     train_step: TrainStep
     loader: PlannedLoader
@@ -98,6 +100,7 @@ class Loop:
         self.display.say(text)
 
     def _train(self, batch: Batch, data_wait: float) -> None:
+        self.folder.check()
         save, stop = self.requests.poll()
         stop |= self.saver.writer.failed
         word = self.train_step(self.step, batch, save=save, stop=stop, data_wait=data_wait)

@@ -194,6 +194,7 @@ def _set_up(
     clock = _clock(recipe, flops, ranks)
     return Loop(
         recipe=recipe,
+        folder=folder,
         engine=engine,
         train_step=train_step,
         loader=loader,

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from crate_graph.errors import UserError
+from crate_graph.errors import RunFailed, UserError
 from crate_graph.redaction import redact, redact_all
 
 _PACKAGES = (
@@ -90,6 +90,21 @@ class RunFolder:
             if self._new and not self.worth_keeping:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
+
+    def check(self) -> None:
+        """Raise RunFailed where the claimed folder is no longer under its name: what is written now would be mixed with
+        another run's, or lost."""
+        if self._lock is None:
+            return
+        try:
+            if os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / ".lock")):
+                return
+        except FileNotFoundError:
+            pass
+        raise RunFailed(
+            f"{self.path}: the run folder was moved or removed while the run went on; put it back and start the same "
+            f"command again, which goes on from its newest checkpoint"
+        )
 
     def release(self) -> None:
         if self._lock is not None:

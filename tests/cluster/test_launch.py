@@ -164,6 +164,8 @@ def test_a_sweep_prints_a_step_for_each_line(tmp_path):
     "script, words, settings, said",
     [
         ("torchrun.sh", ["train", "x"], {"NODES": "2"}, "MASTER_ADDR"),
+        ("torchrun.sh", ["train", "x"], {"NODES": "0"}, "NODES=0: write a number of hosts"),
+        ("torchrun.sh", ["train", "x"], {"PROCS_PER_NODE": "a"}, "PROCS_PER_NODE=a: write a number of processes"),
         ("torchrun.sh", ["train", "x"], {"NETWORK": "token-ring"}, "one of infiniband, efa, tcp, gloo"),
         ("accelerate.sh", ["train", "x"], {"NODES": "2", "MASTER_ADDR": "a"}, "NODE_RANK"),
         ("slurm.sbatch", ["train", "x"], {}, "sbatch launch/slurm.sbatch"),

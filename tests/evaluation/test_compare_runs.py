@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from crate_graph.analysis.layers import activations
+from crate_graph.analysis.probe import last_layer, probe
+from crate_graph.analysis.subject import open_subject
 from crate_graph.checkpoint.manifest import seal
 from crate_graph.checkpoint.model import load_model
 from crate_graph.cli import main as crate_graph
@@ -167,7 +169,7 @@ def test_costs_and_quality(runs, capsys):
             manifests = [json.loads((best_checkpoint(run, "top1") / "manifest.json").read_text()) for run in folders]
             assert mean_and_std(row, name) == spread([each["metrics"][name] for each in manifests])
     assert "peak memory MiB (resident set)" in text and "training images/s (median)" in text
-    assert "1 thread" in text and "over 2 seeds" in text
+    assert f"{torch.get_num_threads()} thread" in text and "over 2 seeds" in text
     last, *_ = compared(capsys, *runs.values(), "--checkpoint", "last", "--columns", "loss,top1")
     assert list(last["vit"]) == ["model", "loss_mean", "loss_std", "top1_mean", "top1_std", "notes"]
     ends = [json.loads((runs["vit", seed] / "summary.json").read_text())["metrics"]["loss"] for seed in (0, 1)]
@@ -310,7 +312,8 @@ def test_masked_autoencoding(train, stripes, capsys):
     learned = sum(weight.numel() for name, weight in weights.items() if name != "pos_embed")  # which is made of sines
     assert int(rows["tiny"]["parameters"]) == learned
     assert "hidden-pixel PSNR dB" in text and "0.875 of the patches hidden" in text
-    assert "White-box" not in text and "layers have no measures" in text
+    rate = last_layer(probe(open_subject(str(run)), 2))["rc_output"]
+    assert float(rows["tiny"]["rc_output_mean"]) == pytest.approx(rate.mean, rel=1e-5) and "White-box" in text
 
 
 def test_what_was_measured_is_kept_beside_the_output(restorers, capsys, tmp_path):

@@ -131,7 +131,7 @@ def test_training_on_from_shipped_weights(restoration):
     fresh = restoration.trained("fresh", *words)
     tuned = restoration.trained("shipped", *words, "model.init_from=ugtv_fast_demosaicking")
     assert tuned.losses[1] < 0.75 * fresh.losses[1]
-    assert "starting from the weights of ugtv_fast_demosaicking" in tuned.err
+    assert "ugtv_fast_demosaicking (exported restorer, ugtv_fast)" in tuned.err
 
 
 def test_a_network_without_weights_is_not_trained(tmp_path, capsys):

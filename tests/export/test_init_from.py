@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
 import crate_graph
@@ -92,3 +94,21 @@ def test_what_is_no_weights(name, tmp_path):
         (tmp_path / name).write_bytes(b"no weights")
     with pytest.raises(UserError, match="does not exist; name|cannot be read as weights"):
         read_origin(tmp_path / name)
+
+
+def test_files_of_another_kind_or_shape(tmp_path):
+    """Text that unpickles, tensors without names, descriptions that are no objects."""
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pth")
+    for folder, config in (
+        ("list", {"model_type": ["x"]}),
+        ("labels", {"model_type": "crate_graph", "id2label": ["a"]}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        save_file({"weight": torch.zeros(1)}, tmp_path / folder / "model.safetensors")
+    said = {"description": "[1]", "classes": '{"a": 1}'}
+    save_file({"weight": torch.zeros(1)}, tmp_path / "said.safetensors", metadata=said)
+    for name in ("text.pth", "numbers.pth", "list", "labels", "said.safetensors"):
+        with pytest.raises(UserError, match="cannot be read as weights|holds no state dict"):
+            read_origin(tmp_path / name)

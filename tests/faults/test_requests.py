@@ -84,6 +84,40 @@ def test_switch_files(runner, journal):
     assert journal.read_text() == "start 0\nstopped\n"
 
 
+def test_a_run_folder_that_is_moved_away(runner):
+    """What went on under its name would be mixed with another run, which no lock keeps out any more."""
+    process = runner.start("moved", LONG)
+    wait_for_step(runner, "moved", process, 5)
+    away = (runner.folder / "moved").rename(runner.folder / "away")
+    run = runner.finish(process, "moved")
+    assert run.code == 1 and "Traceback" not in run.err
+    for said in (run.err, (away / "logs" / "rank-0.log").read_text()):
+        assert "the run folder was moved or removed" in said
+    assert not (runner.folder / "moved").exists()
+
+
+def test_a_folder_is_no_switch(tmp_path):
+    (tmp_path / "stop-now").mkdir()
+    asked = requests.Requests(tmp_path, True)
+    try:
+        assert asked.poll() == (False, False)
+    finally:
+        asked.close()
+
+
+def test_a_further_signal_does_not_cut_an_orderly_end_short(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    asked = requests.Requests(tmp_path, True)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.poll() == (False, True)
+        asked.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
 def test_a_duration_ends_both_ranks_at_one_step(runner):
     """Of which there is a record although it was none to be logged."""
     run = runner.train("duration", LONG, "telemetry.log_every=1000", world=2, options=["--max-duration", "1s"])

@@ -98,6 +98,13 @@ def test_a_finished_run_says_what_to_try_and_json_stays_json(replace, capsys):
     assert json.loads(capsys.readouterr().out) == {"finished": True, "run_dir": "runs/a"}
 
 
+@pytest.mark.parametrize("share", ["0", "2", "nan"])
+def test_a_share_is_at_most_one(share, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "quickstart", "--utilisation", share])
+    assert "should be over 0 and at most 1" in capsys.readouterr().err
+
+
 def test_overrides_may_stand_before_and_after_options(replace):
     calls = replace("crate_graph.train.run", "train", {"finished": False})
     words = ["seed=3", "--run-dir", "elsewhere", "schedule.epochs=2", "--resume", "never", "optimizer.lr=1e-3"]

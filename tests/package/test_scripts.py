@@ -120,10 +120,10 @@ def test_print_shows_the_commands_and_runs_nothing(checkout):
     root = str(checkout.root).replace(" ", r"\ ")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
-        f"{checkout.python} -m venv --clear {root}/.venv ",
+        f"{checkout.python} -m venv --clear {root}/.venv",
         f"{root}/.venv/bin/python -m pip install --quiet --disable-pip-version-check"
-        f" -c {root}/tools/constraints.txt -e {root} ",
-        f"{root}/.venv/bin/python -m crate_graph train quickstart schedule.epochs=2 ",
+        f" -c {root}/tools/constraints.txt -e {root}",
+        f"{root}/.venv/bin/python -m crate_graph train quickstart schedule.epochs=2",
     ]
     assert checkout.calls() == []
     assert not (checkout.root / ".venv").exists()

@@ -84,6 +84,12 @@ def _try(path: Path) -> int | None:
     """A descriptor that holds the lock, or None."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, say, where no folder can be made
+        raise UserError(
+            f"{path.parent}: the cache of remote shards cannot be used ({error.strerror}); set data.cache.folder to "
+            f"another folder"
+        ) from None
+    try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:  # the folder was removed in between
         return None

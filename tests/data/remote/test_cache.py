@@ -287,6 +287,12 @@ def test_a_full_disk_names_the_folder(start, server, remote, cache):
     assert server.answered("/train-000000.tar", 206)
 
 
+def test_nobody_waits_where_no_folder_is_ever_made():
+    """`mkdir` says there that there is no such file."""
+    with pytest.raises(UserError, match="cannot be used"), locked(Path("/proc/none/lock"), patience=1):
+        pass
+
+
 def test_a_folder_that_cannot_be_made(server, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/cache: the cache of remote shards cannot be used.*data\.cache\.folder"):

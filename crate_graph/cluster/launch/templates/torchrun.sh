@@ -28,6 +28,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 nodes=${NODES:-1} procs=${PROCS_PER_NODE:-$(gpus_or_one)}
 host=${MASTER_ADDR:-} port=${MASTER_PORT:-{{ port }}} run_id=${RUN_ID:-crate-graph}
+[[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NODES=$nodes: write a number of hosts, as 4, or a range, as 2:4"
+[[ $procs =~ ^([1-9][0-9]*|gpu|cpu|auto)$ ]] || fail "PROCS_PER_NODE=$procs: write a number of processes, 1 or more"
 [[ $nodes == 1 || -n $host ]] || fail "NODES=$nodes: set MASTER_ADDR to the host where all meet, the same on each"
 [[ $nodes == 1 || -n $print_only ]] || getent ahosts "$host" >/dev/null ||
   fail "MASTER_ADDR=$host: $(hostname) knows no host of that name; mend it, or write an address"
