@@ -179,7 +179,7 @@ WORDS = {
     "head, subspace": "a layer's attention has several heads, each with a learned set of directions, its subspace, and "
     "each sees of the tokens only what lies along them.",
     "rate, nats": "how much information the tokens take, up to a small fixed error. A nat is 1.44 bits. R scales whole "
-    "tokens to length 1, Rᶜ what each head sees of them, so Rᶜ may be above R: compare each with itself, layer by layer.",
+    "tokens to length 1, Rᶜ what each head sees of them, so Rᶜ may be above R: compare each with itself.",
     "points and bars": "a point is a mean over the pictures (of weights: over pairs of heads), its bar one standard "
     "deviation. Green is the trained network, grey and dashed the same one without training.",
 }
