@@ -74,9 +74,10 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
             damaged samples or a checkpoint that could not be saved.
         RunFailed: the guard gave up.
     """
+    start_seconds = max(0.0, time.time() - psutil.Process().create_time())
     ranks = discover()
-    started = time.time()
-    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    started = time.monotonic()
+    deadline = None if max_seconds is None else started + max_seconds
     with process_group(ranks), ExitStack() as stack:
         folder = RunFolder(run_dir)
         stack.callback(folder.release)
@@ -99,7 +100,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
             folder.worth_keeping = loop.step > 0 or loop.damaged > 0
         with loop.watchdog.patient(), agree(ranks):
             loop.saver.writer.wait()
-        summary = _summarize(recipe, folder, loop, started, ranks)
+        summary = _summarize(recipe, folder, loop, start_seconds, started, ranks)
         if ranks.is_main:
             write_json(folder.summary, summary)
         note(_outcome(loop, ranks))
@@ -342,7 +343,9 @@ def _clock(recipe: Recipe, flops: float, ranks: Ranks) -> StepClock:
     )
 
 
-def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ranks: Ranks) -> dict[str, Any]:
+def _summarize(
+    recipe: Recipe, folder: RunFolder, loop: Loop, start_seconds: float, started: float, ranks: Ranks
+) -> dict[str, Any]:
     newest = loop.saver.store.newest() if ranks.is_main else None
     return {
         "recipe": recipe.name,
@@ -355,8 +358,8 @@ def _summarize(recipe: Recipe, folder: RunFolder, loop: Loop, started: float, ra
         "parameters": loop.saver.parameters,
         "trained_parameters": loop.saver.trained,
         "images_trained": loop.step * recipe.batch.global_batch,
-        "start_seconds": round(max(0.0, started - psutil.Process().create_time()), 1),
-        "seconds": round(time.time() - started, 1),
+        "start_seconds": round(start_seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "skipped_steps": loop.guard.skipped,
         "rollbacks": loop.guard.rollbacks,
         "damaged_samples": loop.damaged,
