@@ -48,7 +48,13 @@ EXTRACT = """\
 Write the first samples of a split as ordinary image files, bytes unchanged.
 
 example:
-  crate-graph shards extract photo_crops --split test --samples 2 --output pictures"""
+  crate-graph shards extract photo_crops --split test --samples 2 --output pictures
+  crate-graph shards extract fashion_mnist --split train --samples 500 --by-class --output pictures
+
+With --by-class the files are FOLDER/SPLIT/CLASS/NAME, as `shards make` and torchvision's ImageFolder take them. Of the
+samples equally many are then of each class, here 50, unless a class has fewer. What a folder name cannot hold becomes _
+(T-shirt/top: T-shirt_top); classes without names are numbers. Both readers number the classes anew, in the order of the
+folders' names; `shards make --like DATASET` gives them their own numbers and names back."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,7 +81,12 @@ def add_parser(subparsers: Any) -> None:
     extract.add_argument("dataset", metavar="DATASET")
     extract.add_argument("--root", help="folder or address of the shards, where it is not that of dataset.yaml")
     extract.add_argument("--split", default="test", help="name of the split (test)")
-    extract.add_argument("--samples", type=_positive, metavar="N", help="how many, from the first on (all)")
+    extract.add_argument("--samples", type=_positive, metavar="N", help="how many in all, from the first on (all)")
+    extract.add_argument(
+        "--by-class",
+        action="store_true",
+        help="write FOLDER/SPLIT/CLASS/NAME; --samples N then takes equally many of each class",
+    )
     extract.add_argument("--output", required=True, metavar="FOLDER", help="folder of the image files")
     extract.add_argument("--json", action="store_true", help="print the paths as JSON")
     extract.set_defaults(run=_extract)
@@ -177,7 +188,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    paths = extract_samples(open_dataset(args.dataset, args.root), args.split, args.output, args.samples)
+    dataset = open_dataset(args.dataset, args.root)
+    paths = extract_samples(dataset, args.split, args.output, args.samples, by_class=args.by_class)
     if args.json:
         print(json.dumps([str(path) for path in paths]))
     else:

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from crate_graph.data.class_folders import class_folders
 from crate_graph.data.cut import choose, cut_patches
 from crate_graph.data.dataset import DESCRIPTION, MOST_CLASSES, Description, check_description, read_description
 from crate_graph.data.decode import Damaged, check_photograph, decode_image
@@ -197,18 +198,23 @@ def _first_of_each_class(items: list[Item], count: int) -> list[Item]:
 def _number_classes(
     items: list[Item], given: list[str] | int | None, source: Path
 ) -> tuple[list[str] | int, list[int]]:
-    """The classes of dataset.yaml (names, or how many) and the class number of every item."""
+    """The classes of dataset.yaml (names, or how many) and the class number of every item.
+
+    Where classes are given, their folders as `extract` names them stand for them.
+    """
     names = {item.label for item in items if isinstance(item.label, str)}
     if given is None:
         given = sorted(names) if names else 1 + _largest_label(items, source)
-    elif isinstance(given, int) and names:
+    elif isinstance(given, int) and names and names != set(class_folders(given)):
         if len(names) != given:
             raise UserError(
                 f"{source}: {len(names)} class names, but the data set has {given} classes; complete the source"
             )
         given = sorted(names)
     count = given if isinstance(given, int) else len(given)
-    place = {} if isinstance(given, int) else {name: number for number, name in enumerate(given)}
+    place = {folder: number for number, folder in enumerate(class_folders(given) if names else ())}
+    if not isinstance(given, int):
+        place |= {name: number for number, name in enumerate(given)}
     numbers = []
     for item in items:
         number = place.get(item.label, -1) if isinstance(item.label, str) else item.label

@@ -69,6 +69,11 @@ class SampleReader:
             UserError: its shard does not match its index, or its label is outside the classes of the data set.
             RunFailed: its shard cannot be fetched.
         """
+        label = self.label(sample)
+        return decode_image(self.image_bytes(sample), self._channels), label
+
+    def label(self, sample: int) -> int:
+        """The label of `sample` alone. It raises what `read` does."""
         number, position = self._locate(sample)
         members = self._index(number)
         label = decode_label(self._bytes(number, members.label_offset[position], members.label_size[position]))
@@ -78,7 +83,7 @@ class SampleReader:
                 f"{shard.path}: sample {self.key(sample)!r} has label {label}, but the data set has {self._classes} "
                 f"classes (0 to {self._classes - 1}); mend the shard or the classes in dataset.yaml"
             )
-        return decode_image(self.image_bytes(sample), self._channels), label
+        return label
 
     def image_bytes(self, sample: int) -> bytes:
         """The picture of `sample` as it is stored. Raises UserError: its shard does not match its index."""
