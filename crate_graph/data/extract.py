@@ -25,8 +25,8 @@ def extract_samples(
 ) -> list[Path]:
     """Write the first `count` samples of a split (None: all) into `output`, each under its key, bytes unchanged.
 
-    `by_class`: into `output`/`split`/CLASS, with CLASS from `class_folders`; `make_shards` and torchvision's ImageFolder
-    take it from there. The `count` samples are then the first of each class, the second of each, and so on.
+    `by_class`: into `output`/`split`/CLASS, with CLASS from `class_folders`, as `make_shards` and torchvision's
+    ImageFolder take them. The `count` samples are then the first of each class, the second of each, and so on.
 
     Raises:
         UserError: what `Dataset.split` raises; a file of that name exists; the folder cannot be written; with
