@@ -30,13 +30,13 @@ def extract_samples(
 
     Raises:
         UserError: what `Dataset.split` raises; a file of that name exists; the folder cannot be written; with
-            `by_class`, the data set has one class, or a label is none of its classes.
+            `by_class`, the data set has fewer than two classes, or a label is none of its classes.
     """
     output = Path(output).expanduser()
     if by_class and dataset.num_classes < 2:
         raise UserError(
-            f"{dataset.file}: all samples of {dataset.name} are of one class, {dataset.classes[0]!r}, and there is "
-            f"nothing to sort; leave out --by-class"
+            f"{dataset.file}: {dataset.name} has fewer than two classes ({', '.join(dataset.classes)}), so there is "
+            f"nothing to sort by; leave out --by-class"
         )
     opened = dataset.split(split)
     with closing(SampleReader(dataset, opened)) as reader:

@@ -181,7 +181,7 @@ def test_hostile_class_names_and_keys_stay_in_the_folder(tmp_path):
 def test_there_are_no_folders_without_classes(tmp_path, capsys):
     assert main(["shards", "extract", "photo_crops", "--by-class", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "of one class, 'photograph'" in error and "leave out --by-class" in error
+    assert error.count("\n") == 1 and "fewer than two classes (photograph)" in error and "leave out --by-class" in error
     assert not (tmp_path / "out").exists()
 
 
