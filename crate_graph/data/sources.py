@@ -162,10 +162,13 @@ def _folder_of_split(root: Path, names: list[str], split: str) -> str:
     Raises:
         UserError: there is no folder of `split`, and what is there looks like other splits, not like classes.
     """
+    folders = set()
     for name in names:
         parts = name.split("/")[:-1]
         if split in parts[:-1] or (name.endswith("/") and split in parts):
-            return "/".join(parts[: parts.index(split) + 1]) + "/"
+            folders.add(tuple(parts[: parts.index(split) + 1]))
+    if folders:
+        return "/".join(min(folders, key=lambda folder: (len(folder), folder))) + "/"  # a class may bear its name
     found = _other_splits(names)
     if found:
         raise UserError(

@@ -98,6 +98,17 @@ def test_a_split_folder_may_have_another_name(tree, tmp_path):
     assert samples(tmp_path / "a", "test") == samples(tmp_path / "b", "test")
 
 
+def test_a_class_that_bears_the_name_of_a_split_is_not_taken_for_it(tree, tmp_path):
+    (tree / "test").rename(tree / "val")
+    (tree / "train" / "bee").rename(tree / "train" / "val")
+    with tarfile.open(tmp_path / "tree.tar", "w") as tar:  # with entries of its folders, unlike the tree
+        tar.add(tree, arcname=".")
+    make_shards(tree / "val", tmp_path / "out", split="val")
+    for source in (tree, tmp_path / "tree.tar"):
+        make_shards(source, tmp_path / f"of_{source.stem}", split="val")
+        assert samples(tmp_path / f"of_{source.stem}", "val") == samples(tmp_path / "out", "val")
+
+
 def test_a_list_of_labels(tree, tmp_path):
     (tmp_path / "labels.txt").write_text("train/ant/0.png zebra\n\ntrain/bee/1.png  yak\ntrain/ant/2.png yak\n")
     make_shards(tree, tmp_path / "out", split="train", labels=tmp_path / "labels.txt")
