@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from crate_graph.errors import UserError
 from crate_graph.evaluation.run import judge
 from crate_graph.evaluation.shifts import MEASURE, Shift
 from crate_graph.evaluation.subjects import Subject, open_subject
+from crate_graph.whole_files import write_whole
 
 FORMAT = 1  # of what is remembered: other numbers for the same question need another
 
@@ -65,10 +65,10 @@ class Memory:
 
     def _write(self) -> None:
         if self._file is not None:
-            write_whole(self._file, json.dumps(self._answers, indent=1) + "\n")
+            write_output(self._file, json.dumps(self._answers, indent=1) + "\n")
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_output(file: Path, text: str) -> None:
     """Whole or not at all, in a folder that is made where it does not exist.
 
     Raises:
@@ -76,9 +76,7 @@ def write_whole(file: Path, text: str) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, file)
+        write_whole(file, text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror or error}); choose another --output") from None
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from checkpoint_measures import Asked, Memory, write_whole
+from checkpoint_measures import Asked, Memory, write_output
 from compared_notes import caption_of, notes_on
 from compared_rows import Row, Sample, check_same_data, read_rows
 from table_writing import Column, Missing, Spread, Table, Value, csv_text, latex, markdown
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.output is None:
                 print(text, end="" if name == list(texts)[-1] else "\n")
             else:
-                write_whole(file := args.output / f"comparison.{FORMATS[name][0]}", text)
+                write_output(file := args.output / f"comparison.{FORMATS[name][0]}", text)
                 print(file)
     except (UserError, RunFailed) as error:
         print(f"compare_runs: error: {error}", file=sys.stderr)

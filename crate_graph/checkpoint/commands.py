@@ -137,25 +137,19 @@ def _convert(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from crate_graph.checkpoint.initial import read_weights
     from crate_graph.models.published import from_published, to_published
+    from crate_graph.whole_files import write_whole
 
     if args.output.exists():
         raise UserError(f"{args.output}: exists already; name another output")
     weights = read_weights(args.source)
     converted = (to_published if args.to == "published" else from_published)(weights)
-    _write_whole(args.output, save(converted))
-    return [{"output": str(args.output), "tensors": len(converted), "names": args.to}]
-
-
-def _write_whole(output: Path, data: bytes) -> None:
-    temporary = output.with_name(f".{output.name}.partial")
     try:
-        temporary.write_bytes(data)
-        temporary.rename(output)
+        write_whole(args.output, save(converted))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{output}: cannot be written ({error.strerror}); choose another output, or make room"
+            f"{args.output}: cannot be written ({error.strerror}); choose another output, or make room"
         ) from None
+    return [{"output": str(args.output), "tensors": len(converted), "names": args.to}]
 
 
 def _entries(run: Path) -> list[Any]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import tarfile
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from crate_graph.data.remote.fetch import MissingFile
 from crate_graph.data.remote.file import Location, RemoteFile
 from crate_graph.errors import UserError
+from crate_graph.whole_files import write_whole
 
 FORMAT = "crate-graph-index/1"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
@@ -111,7 +111,7 @@ def build_index(path: Path) -> Index:
 
 
 def write_index(index: Index) -> Path:
-    """Write the index beside its shard (through a temporary name, so that no half of it is ever seen)."""
+    """Write the index beside its shard, whole or not at all."""
     shard = index.shard
     head = {
         "format": FORMAT,
@@ -122,13 +122,9 @@ def write_index(index: Index) -> Path:
     }
     body = json.dumps({"keys": index.keys, "members": index.members}, separators=(",", ":"))
     path = index_path(shard.path)
-    partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(json.dumps(head)[:-1] + ",\n" + body[1:] + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(head)[:-1] + ",\n" + body[1:] + "\n")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise UserError(
             f"{path.parent}: the index of {shard.name} cannot be written ({error.strerror or error}); make room there, "
             f"or copy the shards to a folder that can be written"

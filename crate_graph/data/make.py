@@ -26,6 +26,7 @@ from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_pa
 from crate_graph.data.progress import progress
 from crate_graph.data.sources import Item, open_source, read_item
 from crate_graph.errors import UserError
+from crate_graph.whole_files import write_whole
 
 WORKPLACE = ".making-"  # begins the name of the folder in which shards are written, inside that where they go
 MEASURED = 1000  # samples from which mean and std are measured where nobody gives them
@@ -174,11 +175,8 @@ def index_shards(paths: list[str | Path]) -> list[Shard]:
 
 
 def write_description(description: Description, file: Path) -> None:
-    """Write a dataset.yaml (through a temporary name)."""
-    partial = file.with_name(file.name + ".part")
-    text = yaml.safe_dump(description.model_dump(), sort_keys=False, allow_unicode=True, width=110)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    """Write a dataset.yaml, whole or not at all."""
+    write_whole(file, yaml.safe_dump(description.model_dump(), sort_keys=False, allow_unicode=True, width=110))
 
 
 def _fields(description: Description | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from crate_graph.whole_files import write_whole
 
 
 class MetricsLog:
@@ -80,6 +81,4 @@ def _keep_until(path: Path, step: int) -> None:
             break
         if written_at <= step:
             kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept))

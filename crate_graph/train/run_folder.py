@@ -26,6 +26,7 @@ import torch
 
 from crate_graph.errors import RunFailed, UserError
 from crate_graph.redaction import redact, redact_all
+from crate_graph.whole_files import write_whole
 
 _PACKAGES = (
     "crate-graph",
@@ -134,9 +135,7 @@ class _Redacted(logging.Formatter):
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(_finite(value), indent=1) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(_finite(value), indent=1) + "\n")
 
 
 def _finite(value: Any) -> Any:

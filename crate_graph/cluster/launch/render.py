@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jinja2
@@ -10,6 +9,7 @@ import jinja2
 from crate_graph.cluster import journal
 from crate_graph.cluster.launch.networks import NETWORKS
 from crate_graph.errors import UserError
+from crate_graph.whole_files import write_whole
 
 # What the launchers agree on.
 FACTS = {
@@ -57,21 +57,11 @@ def write_all(folder: Path) -> list[Path]:
             if path.exists() and path.read_text() == text:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, text, mode=0o755 if file in SCRIPTS else 0o644)
+            write_whole(path, text, mode=0o755 if file in SCRIPTS else 0o644)
             changed.append(path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     return changed
-
-
-def _replace(path: Path, text: str, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _render(template: str, **names: str) -> str:
