@@ -67,6 +67,9 @@ class DeepSpeedEngine(Engine):
         objective.to(ranks.device)
         names = {p: name for name, p in objective.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(objective.model)
+        self._linear = (
+            nn.functional.linear
+        )  # ZeRO-3 puts another in its place for the whole process, and leaves it there
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
@@ -181,6 +184,7 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self._engine.destroy()
+        nn.functional.linear = self._linear
 
     def _create_optimizer_state(self) -> None:
         """Give DeepSpeed's flat partitions their moments before the first step, so that they can be read and set.
