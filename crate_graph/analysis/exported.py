@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from crate_graph.checkpoint.described import WEIGHTS
+from crate_graph.checkpoint.described import CONFIG, WEIGHTS, read_description
 from crate_graph.checkpoint.initial import read_weights
 from crate_graph.config.schema import EvalTransform
 from crate_graph.errors import UserError
@@ -24,7 +24,6 @@ from crate_graph.models.published_names import bare_names, published_family_of
 from crate_graph.models.published_sizes import published_configuration
 from crate_graph.models.weights import load_pretrained
 
-_CONFIG = "config.json"  # of a folder in the layout of timm, or of transformers
 _PROCESSOR = "preprocessor_config.json"
 _HUGGING_FACE = "crate_graph"  # the model type in it
 _PICKLED = (".pt", ".pth", ".bin")
@@ -53,9 +52,9 @@ def read_exported(path: Path) -> Exported | None:
     Raises:
         UserError: damaged, or a description that does not say how the model is built.
     """
-    if path.name == WEIGHTS and (path.parent / _CONFIG).is_file():
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
-    if (path / _CONFIG).is_file():
+    if (path / CONFIG).is_file():
         return _folder(path)
     if not path.is_file():
         return None
@@ -85,9 +84,9 @@ def _file(path: Path, metadata: dict[str, str]) -> Exported:
 
 
 def _folder(path: Path) -> Exported:
-    file = path / _CONFIG
+    file = path / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_description(file)
         if config.get("model_type") == _HUGGING_FACE:
             return _hugging_face(path, config)
         return _timm(path, config)
@@ -100,12 +99,10 @@ def _folder(path: Path) -> Exported:
 
 def _hugging_face(path: Path, config: dict[str, Any]) -> Exported:
     """As `export.huggingface` writes it; read without transformers, whose start takes seconds."""
-    seen = json.loads((path / _PROCESSOR).read_text(encoding="utf-8"))
+    seen = read_description(path / _PROCESSOR)
     view = EvalTransform(size=seen["size"]["height"], resize=seen["shortest_edge"], interpolation=seen["interpolation"])
     arguments = {**config["model_args"], "num_classes": len(config["id2label"])}
-    return _built(
-        path, config["architecture"], arguments, seen["image_mean"], seen["image_std"], view, {}, prefix="model."
-    )
+    return _built(path, config["architecture"], arguments, seen["image_mean"], seen["image_std"], view, {})
 
 
 def _timm(path: Path, config: dict[str, Any]) -> Exported:
@@ -121,10 +118,10 @@ def _timm(path: Path, config: dict[str, Any]) -> Exported:
     return _built(path, config["architecture"], arguments, known["mean"], known["std"], view, facts)
 
 
-def _built(path, architecture, arguments, mean, std, view, facts, prefix="") -> Exported:
+def _built(path, architecture, arguments, mean, std, view, facts) -> Exported:
     create = partial(create_model, architecture, **_without_pretrained(arguments))
     model = create()
-    load_pretrained(model, {name.removeprefix(prefix): tensor for name, tensor in read_weights(path).items()})
+    load_pretrained(model, read_weights(path))
     return Exported(architecture, model.eval(), create, mean, std, view, "", facts)
 
 

@@ -1,4 +1,7 @@
-"""Weights that travel with a description, model.json beside model.safetensors, and the checksum that binds the two."""
+"""Weights that travel with a description beside model.safetensors, and the checksum that binds it to them.
+
+model.json describes a restoration network; config.json, in the layout of timm or of transformers, a classifier.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,23 @@ from torch import Tensor
 
 from crate_graph.errors import UserError
 
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+DESCRIPTION, CONFIG, WEIGHTS = "model.json", "config.json", "model.safetensors"
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that describes weights.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no JSON object.
+    """
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("brackets inside brackets without end") from None
+    if not isinstance(described, dict):
+        raise ValueError("no JSON object")
+    return described
 
 
 def checksum(described: dict[str, Any], weights: dict[str, Tensor]) -> str:
@@ -27,9 +46,9 @@ def checksum(described: dict[str, Any], weights: dict[str, Tensor]) -> str:
 def check_described(file: Path, weights: dict[str, Tensor]) -> None:
     """Raise a UserError where a description with a checksum lies beside the weights' file and is not of them."""
     try:
-        described = json.loads((file.parent / DESCRIPTION).read_text(encoding="utf-8"))
+        described = read_description(file.parent / DESCRIPTION)
         written = described.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return  # nothing of ours
     if written != checksum(described, weights):
         raise UserError(f"{file}: it or {DESCRIPTION} beside it was changed after it was written; export it again")

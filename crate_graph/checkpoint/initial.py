@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crate_graph.checkpoint.contents import read_tensors
-from crate_graph.checkpoint.described import DESCRIPTION, WEIGHTS, check_described, check_finite
+from crate_graph.checkpoint.described import (
+    CONFIG,
+    DESCRIPTION,
+    WEIGHTS,
+    check_described,
+    check_finite,
+    read_description,
+)
 from crate_graph.checkpoint.manifest import MANIFEST, read_manifest
 from crate_graph.checkpoint.store import resolve
 from crate_graph.errors import UserError
@@ -25,7 +32,6 @@ from crate_graph.models.published_flax import from_flax, is_flax
 from crate_graph.models.weights import Transfer, load_pretrained
 
 _HF_PREFIXES = {"crate_graph": "model.", "timm_wrapper": "timm_model."}  # before the names of the model inside
-_CONFIG = "config.json"  # timm's, or transformers'
 # What readers raise for a file of something else, be it text, or JSON or a pickle of another shape.
 _UNREADABLE = (
     *(SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError),
@@ -132,7 +138,7 @@ def _file(source: Path) -> Origin:
         return Origin("state dict", _state_dict(source, torch.load(source, map_location="cpu", weights_only=True)))
     weights = load_file(source)
     check_described(source, weights)
-    beside = _beside(source.parent / _CONFIG) if source.name == WEIGHTS else {}
+    beside = _beside(source.parent / CONFIG) if source.name == WEIGHTS else {}
     if prefix := _HF_PREFIXES.get(beside.get("model_type")):
         bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
         labels = beside.get("id2label", {})
@@ -172,10 +178,9 @@ def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
 def _beside(file: Path) -> dict[str, Any]:
     """The description in a file, or nothing: weights are loaded without one, too."""
     try:
-        said = _parsed(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return read_description(file)
+    except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _parsed(text: str) -> Any:

@@ -15,6 +15,7 @@ import timm
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crate_graph.checkpoint.described import CONFIG, WEIGHTS
 from crate_graph.config.schema import EvalTransform
 from crate_graph.export.model_card import write_model_card
 from crate_graph.export.source import Source
@@ -30,8 +31,8 @@ def write(source: Source, path: Path) -> None:
 def write_model(source: Source, path: Path) -> None:
     """config.json and model.safetensors in timm's layout."""
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(timm_config(source), indent=2) + "\n", encoding="utf-8")
-    save_file(source.weights(), path / "model.safetensors", metadata={"format": "pt"})
+    (path / CONFIG).write_text(json.dumps(timm_config(source), indent=2) + "\n", encoding="utf-8")
+    save_file(source.weights(), path / WEIGHTS, metadata={"format": "pt"})
 
 
 def reload(path: Path) -> Callable[[Tensor], Tensor]:
