@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -175,6 +176,7 @@ def _add_train(verbs) -> None:
     )
     train.add_argument(
         "--resume",
+        type=_to_resume,
         default="auto",
         metavar="auto|never|CHECKPOINT",
         help="auto: from the newest checkpoint of the run folder, if there is one (default)",
@@ -188,21 +190,25 @@ def _add_train(verbs) -> None:
     train.set_defaults(run=_train)
 
 
+def _to_resume(text: str) -> str:
+    """Not nothing, which as a path would be the folder that the command is given in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} names no checkpoint; write auto, never, or a checkpoint's folder")
+    return text
+
+
 def _seconds(text: str) -> float:
     """H:MM:SS, or a number with its unit."""
-    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    parts = text.split(":")
-    try:
-        if unit is not None:
-            seconds = float(number) * unit
-        elif len(parts) == 3 and all(part.isdigit() for part in parts) and max(map(int, parts[1:])) < 60:
-            seconds = 3600.0 * int(parts[0]) + 60 * int(parts[1]) + int(parts[2])
-        else:
-            raise ValueError
-        if not 0 < seconds < math.inf:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 3:50:00, 90s, 45m, 2h or 1d") from None
+    clock = re.fullmatch(r"([0-9]+):([0-5][0-9]):([0-5][0-9])", text)
+    number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
+    seconds = 0.0
+    if clock:
+        hours, minutes, rest = map(float, clock.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    elif number:
+        seconds = float(number[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[number[2]]
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 3:50:00, 90s, 45m, 2h or 1d")
     return seconds
 
 

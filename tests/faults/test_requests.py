@@ -162,7 +162,15 @@ def test_durations(text, seconds):
     assert cli._seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "0s", "1:60:00", "1:00", "nan", "infs", "nans", "1:2:x"])
+NO_DURATIONS = (
+    *("", " 90s", "90 s", "90s\n", f"{'9' * 400}:00:00"),
+    *("5", "0s", "s", "nan", "infs", "nans", "1e3s", "1_000s", "+5m", "90S"),
+    *("1:00", "0:00:00", "1:60:00", "1:2:03", "1:2:x"),
+    *("\u0661:00:00", "1:00:0\u00b2", "\u0665m"),  # digits, but not ours
+)
+
+
+@pytest.mark.parametrize("text", NO_DURATIONS)
 def test_what_is_no_duration(text, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "quickstart", "--max-duration", text])

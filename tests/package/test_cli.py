@@ -98,6 +98,15 @@ def test_a_finished_run_says_what_to_try_and_json_stays_json(replace, capsys):
     assert json.loads(capsys.readouterr().out) == {"finished": True, "run_dir": "runs/a"}
 
 
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_nothing_is_no_checkpoint_to_resume(nothing, replace, capsys):
+    calls = replace("crate_graph.train.run", "train", {"finished": False})
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "quickstart", f"--resume={nothing}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "names no checkpoint; write auto, never, or a checkpoint's folder" in line and not calls
+
+
 @pytest.mark.parametrize("share", ["0", "2", "nan"])
 def test_a_share_is_at_most_one(share, capsys):
     with pytest.raises(SystemExit, match="2"):
