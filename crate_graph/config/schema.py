@@ -50,6 +50,11 @@ class Model(Section):
             raise ValueError(f"kwargs.{key} cannot be set: {taken[key]}")
         return self
 
+    def in_words(self) -> str:
+        """The name, and the arguments that may make it another size than the name says."""
+        arguments = ", ".join(f"{key}={value}" for key, value in self.kwargs.items())
+        return f"{self.name} with {arguments}" if arguments else self.name
+
 
 class TrainTransform(Section):
     """Random view of a training image. `size` is the side of the square that the model sees."""

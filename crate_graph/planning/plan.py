@@ -11,6 +11,7 @@ from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.given import Given
 from crate_graph.planning.memory import trace_for
 from crate_graph.planning.memory_sections import memory_section, modes_section, stages_section
+from crate_graph.planning.patience import said_if_slow
 from crate_graph.planning.readers import know_split, micro_batch_of, open_data
 from crate_graph.planning.report import Plan
 from crate_graph.planning.sections import (
@@ -22,7 +23,7 @@ from crate_graph.planning.sections import (
     stream_section,
     time_section,
 )
-from crate_graph.planning.trace import Trace
+from crate_graph.planning.trace import Trace, tracing
 from crate_graph.planning.traffic import Cluster
 from crate_graph.train.run import check_model
 
@@ -40,9 +41,15 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
     micro_batch, accumulation = micro_batch_of(recipe, cluster.world)
     forward_flops = check_model(recipe, dataset, micro_batch)
-    recipe, trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
-    given = Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops)
+    with said_if_slow(tracing(recipe)):
+        recipe, trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
+        return _plan_of(
+            Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops), findings
+        )
 
+
+def _plan_of(given: Given, findings: list[Finding]) -> Plan:
+    recipe, split, cluster = given.recipe, given.split, given.cluster
     known = reader_shares(given)
     modes, peaks = modes_section(given)
     memory, in_memory = memory_section(given, peaks)
@@ -89,7 +96,7 @@ def _trace(
 def _title(given: Given) -> str:
     cluster = given.cluster
     return (
-        f"{given.recipe.name}: {given.recipe.model.name}, {given.recipe.precision}, {given.recipe.engine.name}"
+        f"{given.recipe.name}: {given.recipe.model.in_words()}; {given.recipe.precision}, {given.recipe.engine.name}"
         f"{f' ZeRO-{given.recipe.engine.zero_stage}' if given.recipe.engine.name == 'deepspeed' else ''}, on "
         f"{cluster.nodes} x {cluster.gpus_per_node} GPUs"
     )

@@ -8,11 +8,13 @@ from crate_graph.config.schema import Recipe
 from crate_graph.data import Dataset
 from crate_graph.planning.contradictions import Finding
 from crate_graph.planning.memory import peak_bytes, trace_for
+from crate_graph.planning.patience import said_if_slow
 from crate_graph.planning.readers import Split, know_split, micro_batch_of, open_data, readers
 from crate_graph.planning.report import Plan, Section
 from crate_graph.planning.timing import ComputeTime, compute_time
-from crate_graph.planning.trace import Trace
+from crate_graph.planning.trace import Trace, tracing
 from crate_graph.planning.traffic import Cluster, exposed_seconds, messages
+from crate_graph.train.run import check_model
 
 FEWEST, MOST = 8, 4096  # GPUs
 _WORTH = 0.5  # efficiency below which the next doubling is said to make no sense, assumed
@@ -35,9 +37,25 @@ def scaling_plan(
         grows: the global batch grows with the GPUs, from the recipe's at the fewest; else it is the recipe's.
 
     Efficiency is images/s of each GPU over those of the fewest GPUs in the table.
+
+    Raises:
+        UserError: as `make_plan`; also where the model has not the recipe's activation checkpointing.
     """
     dataset = open_data(recipe)
     split = know_split(dataset, recipe.data.train_split, samples=samples, shards=shards)
+    fewest = node_counts(cluster.gpus_per_node)[0] * cluster.gpus_per_node
+    check_model(recipe, dataset, micro_batch_of(recipe, fewest)[0])
+    with said_if_slow(tracing(recipe)):
+        rows = _rows(recipe, dataset, split, cluster, grows)
+    batch = "that grows with the GPUs" if grows else f"of {recipe.batch.global_batch} on any number"
+    basis = f"as in a plan of each; {cluster.gpus_per_node} GPUs a node; a global batch {batch}"
+    title = (
+        f"{recipe.name}: {recipe.model.name}, {recipe.precision}, from {rows[0]['GPUs']} to {rows[-1]['GPUs']:,} GPUs"
+    )
+    return Plan(title, [Section("scaling", rows=rows, units=_UNITS, basis=basis)], _findings(rows, recipe, grows))
+
+
+def _rows(recipe: Recipe, dataset: Dataset, split: Split, cluster: Cluster, grows: bool) -> list[dict[str, Any]]:
     traces: dict[tuple[int, int], Trace] = {}
     rows: list[dict[str, Any]] = []
     first_rate = None
@@ -53,12 +71,7 @@ def scaling_plan(
         first_rate = first_rate or rate
         row["efficiency"] = rate / first_rate
         rows.append(row | {"why not": _why_not(asked, split, at, row, rows)})
-    batch = "that grows with the GPUs" if grows else f"of {recipe.batch.global_batch} on any number"
-    basis = f"as in a plan of each; {cluster.gpus_per_node} GPUs a node; a global batch {batch}"
-    title = (
-        f"{recipe.name}: {recipe.model.name}, {recipe.precision}, from {rows[0]['GPUs']} to {rows[-1]['GPUs']:,} GPUs"
-    )
-    return Plan(title, [Section("scaling", rows=rows, units=_UNITS, basis=basis)], _findings(rows, recipe, grows))
+    return rows
 
 
 def node_counts(gpus_per_node: int) -> list[int]:

@@ -54,6 +54,11 @@ class Trace:
         return sum(operation.flops for operation in self.operations if operation.phase in phases)
 
 
+def tracing(recipe: Recipe) -> str:
+    """What is said to who waits for a plan."""
+    return f"tracing steps of {recipe.model.in_words()}; a large model takes a minute or two"
+
+
 def trace_step(
     recipe: Recipe,
     dataset: Dataset,

@@ -176,8 +176,9 @@ def _set_up(
     goes_on = state["step"] < last_step
     learning = f", {trained:,} of them trained" if recipe.model.freeze == "backbone" else ""
     display.say(
-        f"{recipe.model.name}: {saver.parameters:,} parameters{learning}; {loader.split.samples:,} images of "
-        f"{dataset.name}; {ranks.world} x {ranks.device.type}; {recipe.precision}; writing to {folder.path}"
+        f"{recipe.name}: {recipe.model.in_words()}; {saver.parameters:,} parameters{learning}; "
+        f"{loader.split.samples:,} images of {dataset.name}; {ranks.world} x {ranks.device.type}; {recipe.precision}; "
+        f"writing to {folder.path}"
     )
     if (slow := slow_precision(recipe.precision, ranks.device)) is not None:
         display.say(slow)

@@ -12,6 +12,7 @@ from crate_graph.cluster.ranks import Ranks
 from crate_graph.config import load_recipe
 from crate_graph.config.load import dump_recipe, shipped_recipes
 from crate_graph.data import open_dataset
+from crate_graph.planning import patience
 from crate_graph.planning.contradictions import of_batches
 from crate_graph.planning.hardware import DEVICES, NETWORKS
 from crate_graph.planning.memory import peak_bytes, trace_for
@@ -156,6 +157,16 @@ def test_scaling(tiny, tmp_path, capsys):
     assert main(["plan", tiny, "--scaling", "growing", "--output", str(page)]) == 0
     assert "4,096" in page.read_text()
     assert "makes" in capsys.readouterr().out or "follow it" in page.read_text()
+
+
+@pytest.mark.parametrize("words", [(), ("--scaling",)])
+def test_one_line_says_why_a_plan_takes_long(tiny, words, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "SILENT", 0.0)
+    assert main(["plan", tiny, "--json", *words]) == 0
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("tracing steps of crate_tiny_patch16_224 with ") and "embed_dim=" in line
+    assert json.loads(said.out)["runs"]
 
 
 @pytest.mark.parametrize(
