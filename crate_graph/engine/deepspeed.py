@@ -67,9 +67,7 @@ class DeepSpeedEngine(Engine):
         objective.to(ranks.device)
         names = {p: name for name, p in objective.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(objective.model)
-        self._linear = (
-            nn.functional.linear
-        )  # ZeRO-3 puts another in its place for the whole process, and leaves it there
+        self._linear = nn.functional.linear  # ZeRO-3 puts its own there, for the whole process and for good
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,

@@ -43,9 +43,8 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, samples: int | None = None, s
     forward_flops = check_model(recipe, dataset, micro_batch)
     with said_if_slow(tracing(recipe)):
         recipe, trace, findings = _trace(recipe, dataset, cluster.world, micro_batch, accumulation)
-        return _plan_of(
-            Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops), findings
-        )
+        given = Given(recipe, dataset, cluster, split, micro_batch, accumulation, trace, forward_flops)
+        return _plan_of(given, findings)
 
 
 def _plan_of(given: Given, findings: list[Finding]) -> Plan:
