@@ -5,7 +5,7 @@
         ...  # read from server.url
 
 Kinds of faults: a status such as "503", "hang up", "drop" and "stall" in the middle of a file, "stall at once", "drip",
-"truncated" and "changed" content, "moved"; "no tag", "no range" and "glue" answer as some servers do.
+"truncated" and "changed" content, a "page" of HTML, "moved"; "no tag", "no range" and "glue" answer as some servers do.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(int(fault), b"no", {"Retry-After": self.owner.retry_after})
         if fault == "moved":
             return self._send(302, b"", {"Location": self.owner.moved_to + self.path})
+        if fault == "page":
+            return self._send(200, b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>\n")
         if fault == "hang up":
             self.note.status = -1
             return self._cut()

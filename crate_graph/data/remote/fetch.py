@@ -85,6 +85,8 @@ def fetch_document(address: str, shown: str, known: str | None, settings: Remote
             answer.close()
         if answer.total is not None and len(content) != answer.total:
             raise Broken(f"it ended after {len(content)} of {answer.total} bytes")
+        if content.lstrip()[:1] == b"<":  # as neither YAML nor JSON of ours begins
+            raise Refused("a web page is there in its place; open the address in a browser and see what it asks for")
         return bytes(content), answer.tag
 
     return _persist(attempt, shown, settings, never)

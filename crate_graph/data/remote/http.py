@@ -162,7 +162,7 @@ def _named(error: Exception, timeout: float) -> Exception:
     if isinstance(error, ReadTimeoutError):
         return Broken(f"nothing came for {timeout:g} s")
     if isinstance(error, LocationValueError | URLSchemeUnknown | ValueError):
-        return Refused("the address, or one that the server sent us on to, is not a URL")
+        return Refused("it, or what the server sends us on to, is no http:// or https:// address; check it")
     if "too many redirects" in str(error):
         return Refused(f"the server sends us on more than {MOST_REDIRECTS} times; check the address")
     return Broken("the connection broke off")

@@ -89,6 +89,28 @@ def test_a_fault_that_stays_stops_with_the_name_of_the_shard(dataset, server, ca
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("file", ["/dataset.yaml", "/train-000001.tar.index.json", SHARD])
+@pytest.mark.parametrize(
+    ("kind", "moved_to", "words", "requests"),
+    [
+        ("page", "", "a web page is there in its place; open the address in a browser", 1),
+        ("moved", "", "the server sends us on more than 5 times; check the address", 6),
+        ("moved", "file://", "is no http:// or https:// address; check it", 1),
+    ],
+)
+def test_a_web_page_and_redirects_to_nowhere(server, cache, file, kind, moved_to, words, requests):
+    """One line that names the file, at once, and no byte of a page stays in the cache."""
+    if (file, kind) == (SHARD, "page"):
+        words, requests = r"it has \d+ bytes, but its index says", 2
+    server.moved_to = moved_to
+    server.fail(file, kind, times=float("inf"))
+    with pytest.raises(UserError, match=f"{server.url}{file}: .*{words}") as raised:
+        epochs(open_dataset(server.url, cache=cache(read_ahead=0)), [0])
+    assert "\n" not in str(raised.value)
+    assert len(server.answered(file)) == requests
+    assert not [path for path in cache().folder.rglob("*") if path.is_file() and b"<html>" in path.read_bytes()]
+
+
 def test_a_shard_that_breaks_off_each_time_goes_on_each_time(dataset, server, cache):
     """Half of what remains comes each time: only a fetch that goes on where it broke can end."""
     server.fail(SHARD, "drop", times=3)
