@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def write_report(report: Report, output: Path, *, force: bool) -> list[Path]:
         for name, data in files.items():
             (folder / name).write_bytes(data)
         check_output(output, force)
-        if output.exists() and any(output.iterdir()):
-            os.rename(output, folder.parent / "replaced")
+        with suppress(FileNotFoundError):  # another command may be replacing it, too
+            if any(output.iterdir()):
+                os.rename(output, folder.parent / "replaced")
     return [output / name for name in files]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ def staged(output: Path, *, replace: bool = True) -> Iterator[Path]:
     On any exception the hidden folder is removed and `output` does not appear.
 
     Args:
-        replace: False keeps a file that appeared there in the meantime.
+        replace: False keeps a file that appeared there in the meantime. A folder that holds something is always kept.
 
     Raises:
         UserError: the folder of `output` cannot be written; `output` is there and is not to be replaced.
@@ -35,7 +36,9 @@ def staged(output: Path, *, replace: bool = True) -> Iterator[Path]:
         path.parent.mkdir()
         yield path
         _open_to_the_umask(path, mode=path.parent.stat().st_mode)
-        if replace:
+        if path.is_dir():
+            _place_folder(path, output)
+        elif replace:
             os.rename(path, output)
         else:
             _place(path, output)
@@ -53,6 +56,17 @@ def _place(file: Path, output: Path) -> None:
         ) from None
     except OSError:  # a file system without hard links
         os.rename(file, output)
+
+
+def _place_folder(folder: Path, output: Path) -> None:
+    try:
+        os.rename(folder, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UserError(
+            f"{output}: has appeared since the start, another command may be writing there; choose another --output"
+        ) from None
 
 
 def _open_to_the_umask(path: Path, mode: int) -> None:
