@@ -32,13 +32,24 @@ def tiny(small_recipe, tmp_path):
     return str(path)
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Whatever is said of slow work is said of all."""
+    monkeypatch.setattr(patience, "SILENT", 0.0)
+
+
+def assert_tracing(err):
+    (line,) = err.splitlines()
+    assert line.startswith("tracing steps of crate_small_patch16_224 with img_size=28, ") and "embed_dim=" in line
+
+
 def planned(capsys, *words):
     """Exit code and JSON."""
     code = main(["plan", *words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_that_runs(tiny, capsys):
+def test_a_plan_that_runs(tiny, impatient, capsys):
     code, plan = planned(capsys, tiny, "--nodes", "2", "--gpus-per-node", "2", "--device", "a100-80g")
     assert code == 0
     assert plan["runs"]
@@ -61,7 +72,8 @@ def test_a_plan_that_runs(tiny, capsys):
     assert time["images per second"]["value"] == pytest.approx(64 / time["step"]["value"])
     assert all(entry["basis"] for entry in time.values())
     assert main(["plan", tiny, "--gpus-per-node", "4"]) == 0
-    text = capsys.readouterr().out
+    text, err = capsys.readouterr()
+    assert_tracing(err)
     assert "datasheet" in text
     assert "assumed" in text
 
@@ -138,7 +150,7 @@ def test_peaks_of_gpus_are_one_figure():
         assert DEVICES[name].half == 1e12 * _PEAK_16_BIT[name.upper()]
 
 
-def test_scaling(tiny, tmp_path, capsys):
+def test_scaling(tiny, tmp_path, impatient, capsys):
     picture, page = tmp_path / "scaling.svg", tmp_path / "scaling.html"
     code, plan = planned(capsys, tiny, "--scaling", "--output", str(picture), "--device", "h200")
     assert code == 0
@@ -156,17 +168,9 @@ def test_scaling(tiny, tmp_path, capsys):
     assert unfit == [True, True, False, False]
     assert main(["plan", tiny, "--scaling", "growing", "--output", str(page)]) == 0
     assert "4,096" in page.read_text()
-    assert "makes" in capsys.readouterr().out or "follow it" in page.read_text()
-
-
-@pytest.mark.parametrize("words", [(), ("--scaling",)])
-def test_one_line_says_why_a_plan_takes_long(tiny, words, monkeypatch, capsys):
-    monkeypatch.setattr(patience, "SILENT", 0.0)
-    assert main(["plan", tiny, "--json", *words]) == 0
     said = capsys.readouterr()
-    (line,) = said.err.splitlines()
-    assert line.startswith("tracing steps of crate_tiny_patch16_224 with ") and "embed_dim=" in line
-    assert json.loads(said.out)["runs"]
+    assert_tracing(said.err)
+    assert "makes" in said.out or "follow it" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -177,9 +181,12 @@ def test_one_line_says_why_a_plan_takes_long(tiny, words, monkeypatch, capsys):
         (("--output", "x.svg"), "add --scaling"),
         (("model.name=resnet_of_dreams",), "resnet_of_dreams"),
         (("data.dataset=nowhere",), "nowhere"),
+        (("model.name=resnet_of_dreams", "--scaling"), "resnet_of_dreams"),
+        (("data.train_transform.size=27",), "27"),
+        (("data.train_transform.size=27", "--scaling"), "27"),
     ],
 )
-def test_mistakes(tiny, capsys, words, message):
+def test_mistakes(tiny, impatient, capsys, words, message):
     assert main(["plan", tiny, *words]) == 2
     said = capsys.readouterr()
     assert message in said.err
