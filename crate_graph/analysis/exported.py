@@ -100,7 +100,9 @@ def _folder(path: Path) -> Exported:
 def _hugging_face(path: Path, config: dict[str, Any]) -> Exported:
     """As `export.huggingface` writes it; read without transformers, whose start takes seconds."""
     seen = read_description(path / _PROCESSOR)
-    view = EvalTransform(size=seen["size"]["height"], resize=seen["shortest_edge"], interpolation=seen["interpolation"])
+    view = EvalTransform(
+        size=seen["size"]["height"], resize=seen.get("shortest_edge"), interpolation=seen["interpolation"]
+    )
     arguments = {**config["model_args"], "num_classes": len(config["id2label"])}
     return _built(path, config["architecture"], arguments, seen["image_mean"], seen["image_std"], view, {})
 

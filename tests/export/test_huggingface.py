@@ -73,6 +73,8 @@ def test_the_processor_survives_saving_even_without_a_crop(checkpoints, tmp_path
     processor.save_pretrained(tmp_path / "again")
     found = AutoImageProcessor.from_pretrained(tmp_path / "again")(random_image(0), return_tensors="pt")["pixel_values"]
     assert torch.equal(found[0], evaluation_pixels(random_image(0), 3, resize=None))
+    processor.save_pretrained(tmp_path / "out")
+    assert open_subject(str(tmp_path / "out")).view == EvalTransform(size=24, resize=None)
 
 
 def test_timms_own_vit_is_read_by_transformers_itself(checkpoints, tmp_path):
