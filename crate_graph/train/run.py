@@ -56,6 +56,7 @@ from crate_graph.train.step import TrainStep
 from crate_graph.train.telemetry import Display, StepClock, peak_memory_bytes
 from crate_graph.train.white_box import WhiteBox, build_probe
 from crate_graph.weights.names import shipped_weights
+from crate_graph.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def _start_watchdog(recipe: Recipe, folder: RunFolder, ranks: Ranks) -> Watchdog
 def _open_records(recipe: Recipe, folder: RunFolder, ranks: Ranks, step: int, stack: ExitStack) -> MetricsLog:
     """Write down what the run is, now that nothing stands in its way, and open its metrics."""
     folder.summary.unlink(missing_ok=True)  # it is written last: where it is, the run is over
-    folder.recipe.write_text(dump_recipe(recipe))
+    write_whole(folder.recipe, dump_recipe(recipe))
     folder.write_environment(ranks.world, ranks.device)
     log = MetricsLog(folder.metrics, folder.tensorboard if recipe.telemetry.tensorboard else None, step)
     stack.callback(log.close)
