@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,23 @@ def _analyze(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
         return 0
     print(f"{result['report']}  {len(result['figures'])} figures of {result['model']}")
-    for name, last in result["last_layer"].items():
-        unit = "" if last["unit"] == "1" else f" {last['unit']}"
-        spread = "" if last["std"] is None else f" ± {last['std']:.3g}"
-        print(f"  {name} of layer {'.'.join(map(str, last['layer']))}: {last['mean']:.4g}{spread}{unit}")
+    for line in _last_layer(result):
+        print(line)
     return 0
+
+
+def _last_layer(result: dict[str, Any]) -> Iterator[str]:
+    """The numbers of the last layer as a table, by the names of the report; those that no curve shows are left out."""
+    from crate_graph.analysis.panels import named
+
+    trained, random = result["last_layer"], result["random_weights"]["last_layer"]
+    rows = [("in the last layer", "trained", result["random_weights"]["start"], "")]
+    for panel in named(trained):
+        rows.append((panel.title, _number(trained[panel.measure]), _number(random[panel.measure]), panel.unit))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        yield f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+
+
+def _number(last: dict[str, Any]) -> str:
+    return f"{last['mean']:.4g}" + ("" if last["std"] is None else f" ± {last['std']:.2g}")

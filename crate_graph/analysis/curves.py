@@ -13,6 +13,7 @@ from crate_graph.analysis.panels import COSINE, CURVES, DECODER_CURVES, SHARE, S
 from crate_graph.analysis.pictures import Sample
 from crate_graph.analysis.probe import inputs_of
 from crate_graph.analysis.subject import Subject
+from crate_graph.data.progress import progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def series_of(subject: Subject, samples: list[Sample], other: Subject | None) ->
     if other is not None:
         shown.append((other, other.model, f"{other.architecture}, to compare", OTHER))
     found = []
-    for of, model, label, colour in shown:
+    for of, model, label, colour in progress(shown, len(shown), "measuring networks"):
         measured = activations(model, *inputs_of(of, samples)) + weights(model)
         found.append(Series(label, colour, measured, matrices(model)))
     return found
@@ -75,8 +76,20 @@ def layer_curves(
             whole_numbers(axes)
         _share_scales(made.axes[0], panels)
         lines, labels = made.axes[0, 0].get_legend_handles_labels()
-        made.drawing.legend(lines, labels, loc="outside lower left", ncols=2, fontsize=8)
-    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
+        made.drawing.legend(lines, labels, loc="outside lower left", ncols=min(len(panels), 3), fontsize=9)
+    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows, _found(panels, series))
+
+
+def _found(panels: Sequence[Panel], series: Sequence[Series]) -> str:
+    """What the last panel says in the last layer, in a sentence; empty where no two networks have it."""
+    panel, said = panels[-1], []
+    for each in series:
+        if values := _of(each, panel.measure).get(panel.measure):
+            spread = f" ± {values[-1].std:.2g}" if values[-1].std else ""
+            said.append(f"{each.label}: {values[-1].mean:.4g}{spread}".replace("-", "−"))
+    if len(said) < 2:
+        return ""
+    return f"Here, in the last layer ({panel.title}; {panel.unit}). {'; '.join(said)}."
 
 
 def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:

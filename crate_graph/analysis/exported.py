@@ -42,6 +42,7 @@ class Exported:
     dataset: str
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    classes: Sequence[str] = ()  # by number; empty where nothing names them
 
 
 def read_exported(path: Path) -> Exported | None:
@@ -80,6 +81,7 @@ def _file(path: Path, metadata: dict[str, str]) -> Exported:
         EvalTransform.model_validate_json(metadata["eval_transform"]),
         dataset,
         {"recipe": recipe, "trained on": dataset, "step": step, **metrics},
+        classes=json.loads(metadata.get("classes", "[]")),
     )
 
 
@@ -103,8 +105,10 @@ def _hugging_face(path: Path, config: dict[str, Any]) -> Exported:
     view = EvalTransform(
         size=seen["size"]["height"], resize=seen.get("shortest_edge"), interpolation=seen["interpolation"]
     )
-    arguments = {**config["model_args"], "num_classes": len(config["id2label"])}
-    return _built(path, config["architecture"], arguments, seen["image_mean"], seen["image_std"], view, {})
+    labels = config["id2label"]
+    arguments = {**config["model_args"], "num_classes": len(labels)}
+    classes = [labels[str(number)] for number in range(len(labels))]
+    return _built(path, config["architecture"], arguments, seen["image_mean"], seen["image_std"], view, {}, classes)
 
 
 def _timm(path: Path, config: dict[str, Any]) -> Exported:
@@ -117,14 +121,15 @@ def _timm(path: Path, config: dict[str, Any]) -> Exported:
     view = EvalTransform(size=size, resize=None if squash else int(size / crop), interpolation=interpolation)
     arguments = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
     facts = {"recipe": known.get("tag") or "not recorded"}
-    return _built(path, config["architecture"], arguments, known["mean"], known["std"], view, facts)
+    classes = config.get("label_names") or known.get("label_names") or ()
+    return _built(path, config["architecture"], arguments, known["mean"], known["std"], view, facts, classes)
 
 
-def _built(path, architecture, arguments, mean, std, view, facts) -> Exported:
+def _built(path, architecture, arguments, mean, std, view, facts, classes) -> Exported:
     create = partial(create_model, architecture, **_without_pretrained(arguments))
     model = create()
     load_pretrained(model, read_weights(path))
-    return Exported(architecture, model.eval(), create, mean, std, view, "", facts)
+    return Exported(architecture, model.eval(), create, mean, std, view, "", facts, classes=classes)
 
 
 def _published(path: Path, metadata: dict[str, str]) -> Exported:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 TRAINED, INITIAL, OTHER = "#0b6e4f", "#8a8f98", "#b5651d"
 WIDTH = 10.0  # inches of a sheet
 ACROSS = 4  # pictures beside each other
-_DPI = 110  # of what is drawn as PNG
+LETTERS = 32  # of a line of a caption, over one of ACROSS pictures
+PNG_DPI = 110  # of what is drawn as PNG
 _STYLE = {
     "svg.hashsalt": "crate-graph",  # the same figure is the same bytes
     "font.size": 10,
@@ -51,6 +52,7 @@ class Figure:
     format: Literal["svg", "png"]
     columns: Sequence[str]  # of the CSV
     rows: Sequence[Sequence[Any]]
+    found: str = ""  # what it says here, with its numbers, in a sentence
 
 
 def check_drawing() -> None:
@@ -89,7 +91,7 @@ def sheet(
         yield made
         buffer = io.BytesIO()
         metadata = {"Date": None} if format == "svg" else {"Software": None}
-        made.drawing.savefig(buffer, format=format, dpi=_DPI, metadata=metadata)
+        made.drawing.savefig(buffer, format=format, dpi=PNG_DPI, metadata=metadata)
         made.bytes = buffer.getvalue()
 
 
@@ -98,16 +100,26 @@ def columns_of_pictures(pictures: int, lines: int) -> Iterator[tuple[Sheet, list
     """A sheet with a column of `lines` axes for each picture, ACROSS columns beside each other, then below."""
     across = min(max(pictures, 2), ACROSS)
     blocks = -(-pictures // across)
-    height = blocks * lines * (WIDTH / ACROSS + 0.25)
+    height = blocks * (lines * (WIDTH / ACROSS + 0.25) + 0.4)  # captions have up to three lines
     with sheet(blocks * lines, across, height=height, width=WIDTH * across / ACROSS, format="png") as made:
         yield made, [made.axes[number // across * lines :, number % across][:lines] for number in range(pictures)]
 
 
-def show(axes: Axes, picture: np.ndarray, title: str = "", **how: Any) -> None:
+def show(axes: Axes, picture: np.ndarray, title: str = "", colour: str = "black", **how: Any) -> None:
     """A picture (H, W, 3), (H, W, 1) or (H, W); grey from 0 to 1 unless `how` says otherwise."""
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[..., 0]
     if picture.ndim == 2:
         how = {"cmap": "gray", "vmin": 0, "vmax": 1, **how}
     axes.imshow(np.clip(picture, 0, 1) if picture.ndim == 3 else picture, **how)
-    axes.set_title(title, fontsize=9, fontweight="normal", loc="left")
+    axes.set_title(title, fontsize=9.5, fontweight="normal", loc="left", color=colour)
+
+
+def show_captioned(axes: Axes, picture: np.ndarray, lines: Sequence[str], orange: bool, letters: int = 0) -> None:
+    """A picture under its caption, orange where that is asked; lines are cut at so many `letters`, or run on."""
+    title = "\n".join(shortened(line, letters) for line in lines) if letters else ", ".join(lines) + "\nthe picture"
+    show(axes, picture, title.replace("$", r"\$"), colour=OTHER if orange else "black")
+
+
+def shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"

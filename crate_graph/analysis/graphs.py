@@ -16,6 +16,7 @@ from crate_graph.analysis.curves import Series, draw_curve, whole_numbers
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, WIDTH, Figure, sheet, show
 from crate_graph.analysis.layers import as_found, matrices, weights
 from crate_graph.analysis.measured import Measured
+from crate_graph.analysis.panels import DESCENT, ENTROPY, LEARNED, LEFT, Panel
 from crate_graph.analysis.pictures import Observation
 from crate_graph.analysis.probe import over_pictures
 from crate_graph.analysis.subject import Subject
@@ -169,12 +170,6 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
 def _descent(series: Sequence[Series], guided: bool) -> Figure:
     """The objective and the constraints, iterate by iterate."""
     objective = "glr" if any(m.name == "glr" for m in series[0].measured) else "gtv"
-    panels = [
-        (f"{objective.upper()}: the objective", objective, "per pixel"),
-        ("data residual", "data_residual", "root mean square"),
-        ("constraint violation", "constraint_violation", "largest error"),
-        ("what CG leaves of its system", "system_residual", "share"),
-    ]
     formula = "x'Lx" if objective == "glr" else "‖C(x - guide)‖₁" if guided else "‖Cx‖₁"
     return _sequences(
         "descent",
@@ -183,7 +178,7 @@ def _descent(series: Sequence[Series], guided: bool) -> Figure:
         "stay as they are. The curves show both after each layer of the solver: how rough it still is, and by how much "
         "known values are missed.",
         _PAPER,
-        panels,
+        DESCENT,
         [_only(each, depth=2) for each in series],
     )
 
@@ -196,7 +191,7 @@ def _cg(series: Sequence[Series]) -> Figure:
         "left of the system, as a share of what it was. Lengths that were learned for the sake of the picture need not "
         "lower it at each step.",
         _PAPER,
-        [("after each step", "system_residual", "share")],
+        [Panel("after each step", LEFT.measure, LEFT.unit)],
         [_only(each, depth=3) for each in series],
         width=10.0,
         log=True,
@@ -204,25 +199,13 @@ def _cg(series: Sequence[Series]) -> Figure:
 
 
 def _learned(series: Sequence[Series]) -> Figure | None:
-    names = {
-        "alpha": "α: length of a CG step",
-        "beta": "β: momentum of a CG step",
-        "gamma": "γ: penalty of an ADMM layer",
-        "threshold": "threshold of an ADMM layer",
-        "skip": "skip: how far a layer goes",
-        "mix": "weight of a head",
-        "metric_trace": "trace of the metric M",
-        "trust": "trust in noisy values",
-    }
-    present = {m.name for m in series[0].measured}
-    panels = [(title, name, "") for name, title in names.items() if name in present]
     return _sequences(
         "learned_parameters",
         "What was learned: step lengths, momenta, penalties",
         "These few numbers are all that the solver learns; the rest is the convolutions that make the graph. Dots are "
         "means over the heads, bars one standard deviation over them.",
         _PAPER,
-        panels,
+        LEARNED,
         series,
     )
 
@@ -240,7 +223,7 @@ def _entropy(series: Sequence[Series], grid: Window) -> Figure:
         place = axes.get_yaxis_transform()  # across the axes, up in nats
         label = f"ln {neighbours}: all {neighbours} neighbours alike"
         axes.text(0.99, math.log(neighbours), label, fontsize=8, ha="right", va="bottom", transform=place)
-        axes.set(xlabel="block", ylabel="entropy, nats", title="entropy of a pixel's edges")
+        axes.set(xlabel="block", ylabel="entropy, nats", title=ENTROPY.title)
         axes.set_ylim(0, 1.12 * math.log(neighbours))
         whole_numbers(axes)
         axes.legend(fontsize=8)
@@ -259,7 +242,7 @@ def _entropy(series: Sequence[Series], grid: Window) -> Figure:
 
 def _sequences(name, title, says, source, panels, series, width: float = 0.0, log: bool = False) -> Figure | None:
     """Measures along blocks, ADMM layers and CG steps; a line for each block, a gap between blocks."""
-    panels = [panel for panel in panels if any(m.name == panel[1] for each in series for m in each.measured)]
+    panels = [panel for panel in panels if any(m.name == panel.measure for each in series for m in each.measured)]
     if not panels:
         return None
     columns = min(len(panels), 4)
@@ -267,11 +250,11 @@ def _sequences(name, title, says, source, panels, series, width: float = 0.0, lo
     with sheet(lines, columns, height=2.9 * lines, width=width or max(5.5, 3.0 * columns)) as made:
         for axes in made.axes.flat[len(panels) :]:
             axes.set_axis_off()
-        for axes, (heading, measure, unit) in zip(made.axes.flat, panels, strict=False):
-            places = _places(series, measure)
+        for axes, panel in zip(made.axes.flat, panels, strict=False):
+            places = _places(series, panel.measure)
             for each in series:
-                rows += _draw_blocks(axes, each, measure, places)
-            axes.set(title=heading, ylabel=unit)
+                rows += _draw_blocks(axes, each, panel.measure, places)
+            axes.set(title=panel.title, ylabel=panel.unit)
             if log:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter("{x:g}")

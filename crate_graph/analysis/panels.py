@@ -1,7 +1,8 @@
-"""Which curves the report of a transformer shows, and what it says of them."""
+"""Which curves a report shows, what it says of them, and by which names a reader knows the measures."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 
@@ -14,6 +15,7 @@ class Panel:
     unit: str
 
 
+_DECODER = "Decoder"
 _RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
 SHARE = "share that is not zero"
 COSINE = "cosine"
@@ -64,7 +66,10 @@ CURVES = (
         "coding_rate",
         "Expansion: the rate of the tokens without the subspaces",
         "R counts the nats that the tokens of one picture take with nothing known of them, so a large value says "
-        "that they still tell different things apart. A good representation keeps R high while Rᶜ falls.",
+        "that they still tell different things apart. A good representation keeps R high while Rᶜ falls. A network "
+        "with random weights may have the higher R, and that is no contradiction: it scatters tokens in all "
+        "directions, whether or not these mean anything, while training gives up those that its task has no use for. "
+        "So a high R by itself is not yet a good representation.",
         _RATES,
         (
             Panel(_HALF, "coding_rate_half_step", "R, nats"),
@@ -76,7 +81,10 @@ CURVES = (
         "The objective: sparse rate reduction",
         "R - Rᶜ - λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
         "once the subspaces are known, less λ for each entry that is not zero. Each layer is one step of that climb; "
-        "training itself only minimises its own loss, and may trade some of the climb away.",
+        "training itself only minimises its own loss, and may trade some of the climb away. So a network with random "
+        "weights may score higher here, and that is no contradiction: the sum asks how far tokens are spread and how "
+        "few entries they have, and random weights can be good at both. Whether what is spread tells the pictures "
+        "apart it does not ask; the loss and the accuracy do. Compare layers of one network rather than two networks.",
         "arXiv 2306.01129; λ is that of ISTA, rates are of tokens of unit norm",
         (Panel(_AFTER, "sparse_rate_reduction", "R - Rᶜ - λ‖Z‖₀"),),
     ),
@@ -86,7 +94,10 @@ CURVES = (
         "The second half of a layer is a step towards a code with few entries that are not zero; only exact zeros "
         "count here. Attention makes nothing sparse, so 1 is right there. CRATE puts the code out as its tokens, and "
         "in published networks fewer entries are left with depth, except in the last layer. CRATE-alpha keeps a code "
-        "of four times the width inside the layer; a ViT and ToST make none.",
+        "of four times the width inside the layer; a ViT and ToST make none. A network with random weights may be the "
+        "sparser one, and that is no contradiction: tokens that were all zero would be the sparsest and say nothing. "
+        "Training keeps the entries that its task needs, so few entries by themselves are not yet a good "
+        "representation.",
         "arXiv 2306.01129: ‖Z‖₀ / (d N); 2405.20299 for the code inside the layer",
         (
             Panel(_HALF, "nonzero_half_step", SHARE),
@@ -171,6 +182,51 @@ SPECTRA = {
         "arXiv 2404.02446, on the map that undoes the sparse coding",
     ),
 }
+
+# Of graph networks.
+LEFT = Panel("what CG leaves of its system", "system_residual", "share")
+DESCENT = (
+    Panel("GLR: the objective", "glr", "per pixel"),
+    Panel("GTV: the objective", "gtv", "per pixel"),
+    Panel("data residual", "data_residual", "root mean square"),
+    Panel("constraint violation", "constraint_violation", "largest error"),
+    LEFT,
+)
+ENTROPY = Panel("entropy of a pixel's edges", "edge_entropy", "nats")
+LEARNED = (
+    Panel("α: length of a CG step", "alpha", ""),
+    Panel("β: momentum of a CG step", "beta", ""),
+    Panel("γ: penalty of an ADMM layer", "gamma", ""),
+    Panel("threshold of an ADMM layer", "threshold", ""),
+    Panel("skip: how far a layer goes", "skip", ""),
+    Panel("weight of a head", "mix", ""),
+    Panel("trace of the metric M", "metric_trace", ""),
+    Panel("trust in noisy values", "trust", ""),
+)
+GRAPH_CURVES = (
+    ("The objective's descent", DESCENT),
+    ("How choosy the graphs are", (ENTROPY,)),
+    ("What was learned", LEARNED),
+)
+METRICS = {  # of an evaluation
+    "top1": "right, %",
+    "top5": "right among five, %",
+    "psnr": "PSNR, dB",
+    "psnr_of_visible_mean": "PSNR of the plainest guess, dB",
+    "ssim": "SSIM",
+}
+_PROJECTIONS = {"": "", "_query": ", queries", "_key": ", keys", "_value": ", values"}  # of a ViT
+
+
+def named(measures: Collection[str]) -> Iterator[Panel]:
+    """Measures under the names by which a reader of the report meets them, and in that order; others are left out."""
+    curves = [(title, panels) for _, title, _, _, panels in CURVES]
+    for title, panels in (*curves, *((_DECODER, panels) for *_, panels in DECODER_CURVES), *GRAPH_CURVES):
+        for panel in panels:
+            for part, words in _PROJECTIONS.items():
+                if panel.measure + part in measures:
+                    yield Panel(f"{title.partition(':')[0]}: {panel.title}{words}", panel.measure + part, panel.unit)
+
 
 WORDS = {
     "token": "the vector of numbers by which the network stands for one patch of the picture. A class token, which "

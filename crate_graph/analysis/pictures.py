@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crate_graph.analysis.subject import Subject
+from crate_graph.analysis.subject import Subject, named_classes
 from crate_graph.config.schema import EvalTransform
 from crate_graph.data import Dataset, open_dataset
 from crate_graph.data.augment import build_eval_transform, center_crop, resize_shorter
@@ -37,6 +37,7 @@ class Sample:
     key: str
     image: Image.Image
     mask: Image.Image | None = None  # L, not 0 in front
+    label: str = ""  # the class that its data set says; empty where nothing says it
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def samples_of(subject: Subject, folder: str | None, count: int) -> list[Sample]
         )
     reader = SampleReader(dataset, split := dataset.split(subject.split))
     try:
-        return [
-            Sample(reader.key(number), reader.read_or_replace(number)[0])
-            for number in _spread(range(split.samples), count)
-        ]
+        found = []
+        for number in _spread(range(split.samples), count):
+            image, label, _ = reader.read_or_replace(number)
+            found.append(Sample(reader.key(number), image, label=_name_of(dataset, label)))
+        return found
     finally:
         reader.close()
 
@@ -141,6 +143,11 @@ def _dataset(subject: Subject) -> Dataset:
         return open_dataset(subject.dataset)
     data = subject.recipe.data
     return open_dataset(data.dataset, data.root, ShardCache(data.cache, data.remote))
+
+
+def _name_of(dataset: Dataset, label: int) -> str:
+    """The class in words; nothing of a data set without classes, whose pictures are all of one."""
+    return named_classes(dataset.classes)[label] if dataset.num_classes > 1 else ""
 
 
 def _check_source(subject: Subject, source: str) -> None:

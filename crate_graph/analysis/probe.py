@@ -12,6 +12,7 @@ from crate_graph.analysis.measured import Gathered, Measured
 from crate_graph.analysis.pictures import Observation, Sample, View, observations_of, samples_of
 from crate_graph.analysis.reconstruction import hidden_patches
 from crate_graph.analysis.subject import Subject
+from crate_graph.data.progress import progress
 
 SIDE = 96  # pixels: of the pictures that a restoration network is shown, unless more are asked for
 
@@ -43,7 +44,7 @@ def over_pictures(model: nn.Module, observations: list[Observation], **options: 
     """The `activations` of a restoration network, one picture at a time: they need not be of one size."""
     gathered = Gathered()
     aware = getattr(model, "noise_aware", False)
-    for each in observations:
+    for each in progress(observations, len(observations), "measuring pictures"):
         for m in activations(model, each.observed, each.mask, each.sigma if aware else None, **options):
             gathered.add(m.name, m.layer, torch.tensor(m.mean), m.unit)
     return gathered.measured()

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_graph.analysis.figures import WIDTH, Figure, sheet, show
+from crate_graph.analysis.captions import captions_of
+from crate_graph.analysis.figures import LETTERS, WIDTH, Figure, sheet, show, show_captioned
 from crate_graph.analysis.pictures import Sample, View
 from crate_graph.analysis.subject import Subject
 from crate_graph.tasks.masked_autoencoding import MaskedAutoencodingTask, random_masks
@@ -31,14 +32,15 @@ def reconstruction_figure(subject: Subject, other: Subject | None, samples: list
         for (_, label), found in zip(models, judged, strict=True)
         for sample, (_, *psnr) in zip(samples, found, strict=True)
     ]
-    shown = min(count, len(samples))
+    captions = captions_of(subject, samples[:count])
+    shown = len(captions)
     columns = 2 + len(models)
     side = WIDTH / 4
-    with sheet(shown, columns, height=(side + 0.25) * shown, width=side * columns, format="png") as made:
+    with sheet(shown, columns, height=(side + 0.4) * shown, width=side * columns, format="png") as made:
         for number, axes in enumerate(made.axes):
             hidden, _, original = judged[0][number][0]
-            show(axes[0], original, f"original: {samples[number].key[:20]}")
-            show(axes[1], hidden, "what it is shown" if number == 0 else "")
+            show_captioned(axes[0], original, captions[number].lines, False, LETTERS)
+            show(axes[1], hidden, "what it saw")
             for place, found in enumerate(judged):
                 completed, psnr = found[number][0][1], found[number][1]
                 name = "completed" if place == 0 else "to compare"

@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import os
+import re
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +18,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from crate_graph.analysis.figures import Figure
+from crate_graph.analysis.figures import PNG_DPI, Figure
 from crate_graph.errors import UserError
 from crate_graph.export.staging import staged
 
 REPORT, CONTENTS, FIGURES = "report.html", "contents.json", "figures"
+_NARROW = 6.0  # inches
 _FORMAT = "crate-graph-report/1"
 
 
@@ -91,17 +94,31 @@ def _page(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("report.html.jinja").render(report=report, drawn=_drawn, folder=FIGURES)
+    return environment.get_template("report.html.jinja").render(
+        report=report, drawn=_drawn, wide=_is_wide, folder=FIGURES
+    )
 
 
 def _drawn(figure: Figure) -> Markup:
     """The drawing as an element of the page."""
+    kind = "wide" if _is_wide(figure) else "narrow"
     if figure.format == "png":
         data = base64.b64encode(figure.image).decode()
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(figure.title, Markup(data))
+        return Markup('<img class="{}" alt="{}" src="data:image/png;base64,{}">').format(
+            kind, figure.title, Markup(data)
+        )
     drawing = figure.image.decode()
     drawing = drawing[drawing.index("<svg") :]  # without the XML declaration
-    return Markup(drawing.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(figure.title)}" ', 1))
+    return Markup(
+        drawing.replace("<svg ", f'<svg class="{kind}" role="img" aria-label="{Markup.escape(figure.title)}" ', 1)
+    )
+
+
+def _is_wide(figure: Figure) -> bool:
+    """Whether its words are too small to be read where it is made as narrow as the window of a telephone."""
+    if figure.format == "png":
+        return struct.unpack(">I", figure.image[16:20])[0] > _NARROW * PNG_DPI
+    return float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', figure.image.decode())[1]) > _NARROW * 72
 
 
 def _csv(figure: Figure) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crate_graph.analysis.attention import attention_figure, pca_figure
-from crate_graph.analysis.curves import curve_figures, series_of
+from crate_graph.analysis.captions import captions_of
+from crate_graph.analysis.curves import Series, curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
 from crate_graph.analysis.layers import MEASURED, has_measures, undefined
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import GRAPH_WORDS, WORDS
+from crate_graph.analysis.panels import GRAPH_WORDS, METRICS, WORDS
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.probe import SIDE, last_layer
 from crate_graph.analysis.reconstruction import reconstruction_figure
@@ -26,7 +28,8 @@ from crate_graph.errors import UserError
 from crate_graph.redaction import redact
 from crate_graph.tasks.build import check_degradation, describe
 
-Shown = tuple[list[Figure], list[Measured], str]  # the last in words: on what it was measured
+Shown = tuple[list[Figure], list[Series], str]  # the last in words: on what it was measured
+MOST_SHOWN = 64  # pictures: of more, a figure would be taller than it can be drawn
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,18 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
     Raises:
         UserError: see `open_subject`, `samples_of` and `check_output`; a request that the model cannot meet.
     """
+    if request.show > MOST_SHOWN:
+        raise UserError(f"--show {request.show}: maps are drawn of {MOST_SHOWN} pictures at most; choose fewer")
     check_drawing()
     check_output(output, request.force)
     subject = open_subject(name)
     other = None if request.compare is None else _other(subject, request.compare)
     show = _restorer if subject.task == "restoration" else _transformer
-    figures, measured, about = show(subject, other, request)
+    figures, series, about = show(subject, other, request)
     report = Report(
         title=f"What {subject.architecture} does, layer by layer",
         about=about,
-        facts={"analysed": redact(name), **subject.facts},
+        facts={"analysed": redact(name), **{METRICS.get(name, name): fact for name, fact in subject.facts.items()}},
         notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,
         words=GRAPH_WORDS if is_graph_network(subject.model) else WORDS,
@@ -69,7 +74,8 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         "report": str(output / REPORT),
         "model": subject.architecture,
         "figures": {f.name: [str(path) for path in files if path.stem == f.name] for f in figures},
-        "last_layer": _last_layer(measured),
+        "last_layer": _last_layer(series[0].measured),
+        "random_weights": {"start": subject.start, "last_layer": _last_layer(series[1].measured)},
     }
 
 
@@ -124,11 +130,13 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
     for each, view in zip(models, views, strict=True):
         resized(each, view.config.size)
     samples = samples_of(subject, request.images, request.samples)
+    _say(f"measuring the layers on {_pictures(samples)}")
     series = series_of(subject, samples, other)
     figures, judged = [], {}
     if subject.task == "masked_autoencoding":
         figures.append(reconstruction_figure(subject, other, samples, request.show))
     for number, (each, layer, view) in enumerate(zip(models, layers, views, strict=True)):
+        _say(f"drawing maps of {_pictures(samples[: request.show])}, layer {layer} of {each.architecture}")
         drawn, found = _maps(each, layer, view, samples, request.show)
         if number:
             drawn = [replace(f, name=f"compared_{f.name}", title=f"To compare: {f.title}") for f in drawn]
@@ -137,6 +145,7 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
     if judged:
         figures.append(iou_figure(judged, [sample.key for sample in samples]))
+    _say("drawing curves")
     figures += curve_figures(series)  # pictures first: they say most to whoever has not read the papers
     size = f"{subject.view.size} x {subject.view.size} pixels"
     seen = f"each scaled to {size}" if subject.view.resize is None else f"of each the central square, at {size}"
@@ -151,20 +160,25 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
             f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "
             f"encoder, which sees whole pictures there."
         )
-    return figures, series[0].measured, about
+    return figures, series, about
+
+
+def _say(text: str) -> None:
+    """What is done now, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _maps(subject: Subject, layer: int, view: View, samples: list[Sample], count: int):
     """Figures of the first `count` samples, and what `segmentation.judge` says of all that have a mask."""
     shown = samples[:count]
-    seen, keys = [view.seen(sample) for sample in shown], [sample.key for sample in shown]
+    seen, captions = [view.seen(sample) for sample in shown], captions_of(subject, shown)
     heads = heads_at(subject, layer, view.images(shown))
     where = f"layer {layer} of {len(subject.model.blocks)}"
     given = [None if sample.mask is None else view.mask(sample) for sample in shown]
     figures = [
-        attention_figure(seen, keys, heads, where),
-        pca_figure(seen, keys, heads, where),
-        segmentation_figure(seen, keys, heads, where, given),
+        attention_figure(seen, captions, heads, where),
+        pca_figure(seen, captions, heads, where),
+        segmentation_figure(seen, captions, heads, where, given),
     ]
     masked = {number: view.mask(sample) for number, sample in enumerate(samples) if sample.mask is not None}
     if not masked:
@@ -193,16 +207,18 @@ def _restorer(subject: Subject, other: Subject | None, request: Request) -> Show
             raise UserError(f"--{option} {value}: is for maps of tokens, {subject.name} restores; leave it out")
     side = request.size or SIDE
     observations = observations_of(subject, request.images, request.samples, side)
+    _say(f"measuring the layers on {_pictures(observations)}")
     series = restorer_series(subject, observations, other)
     about = (
         f"Measured on {_pictures(observations)} of {_place(subject, request)} ({describe(subject.degradation)}; the "
         f"central {side} x {side} pixels), beside the same network {subject.start}."
     )
+    _say("drawing")
     if is_graph_network(subject.model):
         figures = graph_figures(subject, other, series, observations, request.show)
     else:
         figures = [comparison(subject, other, observations[: request.show]), *curve_figures(series)]
-    return figures, series[0].measured, about
+    return figures, series, about
 
 
 def _last_layer(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:

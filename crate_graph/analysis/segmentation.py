@@ -15,8 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_graph.analysis.figures import OTHER, TRAINED, Figure, columns_of_pictures, sheet, show
+from crate_graph.analysis.captions import Caption, explained
+from crate_graph.analysis.figures import (
+    LETTERS,
+    OTHER,
+    TRAINED,
+    Figure,
+    columns_of_pictures,
+    sheet,
+    show,
+    show_captioned,
+)
 from crate_graph.analysis.tokens import Heads
+from crate_graph.data.progress import progress
 
 OBJECTS, TAU = 3, 0.15  # of a picture, at most; the cosine from which two patches are joined (CutLER)
 _APART = 1e-5  # the weight of all other pairs
@@ -99,7 +110,7 @@ def judge(heads: Heads, masks: dict[int, np.ndarray]) -> list[tuple[int, str, fl
     """(picture, method, IoU) of the pictures that have a mask (H, W)."""
     found = []
     features = heads.features()
-    for number, mask in masks.items():
+    for number, mask in progress(masks.items(), len(masks), "judging by the masks"):
         objects = mask_cut(features[number], heads.grid)
         nothing = np.zeros(heads.grid, dtype=bool)
         ways = {
@@ -114,27 +125,28 @@ def judge(heads: Heads, masks: dict[int, np.ndarray]) -> list[tuple[int, str, fl
 
 
 def segmentation_figure(
-    seen: list[np.ndarray], keys: list[str], heads: Heads, where: str, masks: Sequence[np.ndarray | None]
+    seen: list[np.ndarray], captions: list[Caption], heads: Heads, where: str, masks: Sequence[np.ndarray | None]
 ) -> Figure:
     """The objects of each picture, coloured, and below them the given masks (H, W), where there are some."""
     features, rows = heads.features(), []
     lines = 2 if all(mask is None for mask in masks) else 3
     with columns_of_pictures(len(seen), lines) as (made, columns):
-        for number, (axes, picture, key, given) in enumerate(zip(columns, seen, keys, masks, strict=True)):
-            show(axes[0], picture, key[:20])
+        shown = progress(zip(columns, seen, captions, masks, strict=True), len(seen), "cutting out objects")
+        for number, (axes, picture, caption, given) in enumerate(shown):
+            show_captioned(axes[0], picture, caption.lines, caption.wrong, LETTERS)
             objects = mask_cut(features[number], heads.grid)
             iou = "" if given is None else f", first: IoU {intersection_over_union(objects[0], given):.2f}"
             show(axes[1], _painted(picture, objects), f"{len(objects)} found{iou}")
             if given is not None:
                 show(axes[2], _painted(picture, [given]), "the given mask")
             for place, mask in enumerate(objects, start=1):
-                rows += [(key, place, int(y), int(x)) for y, x in zip(*mask.nonzero(), strict=True)]
+                rows += [(caption.key, place, int(y), int(x)) for y, x in zip(*mask.nonzero(), strict=True)]
     return Figure(
         "maskcut",
         f"Objects cut out without a label, {where}",
         "Patches whose tokens point the same way are tied together, and the picture is cut where the fewest ties are; "
         "first found is green, then orange and blue. Nobody told the network where an object ends: clean outlines show "
-        "that it knows.",
+        f"that it knows.{explained(captions)}",
         "MaskCut, arXiv 2301.11320, after TokenCut, arXiv 2202.11539, on the features of arXiv 2308.16271; tau 0.15",
         made.bytes,
         "png",

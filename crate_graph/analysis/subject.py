@@ -41,6 +41,7 @@ class Subject:
     view: EvalTransform | None = None  # of a classifier and of a masked autoencoder, as are the next two
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    classes: Sequence[str] = ()  # of a classifier, by number; empty where nothing names them
     degradation: Degradation | None = None  # of a restoration network, as is the next
     color: str = "rgb"
     mask_ratio: float = 0.75  # of a masked autoencoder, as is the next
@@ -98,7 +99,7 @@ def _checkpoint(name: str, path: Path) -> Subject:
     if task["kind"] == "masked_autoencoding":
         asked = {key: task[key] for key in ("mask_ratio", "normalize_patches")}
         return Subject(task="masked_autoencoding", **asked, **common)
-    return Subject(task="classification", **common)
+    return Subject(task="classification", classes=named_classes(data["classes"]), **common)
 
 
 def _restorer(name: str, where: str | Path) -> Subject:
@@ -131,8 +132,14 @@ def _exported(name: str, found: Exported) -> Subject:
         view=found.view,
         mean=found.mean,
         std=found.std,
+        classes=named_classes(found.classes),
         notes=(_NO_SEED, *found.notes),
     )
+
+
+def named_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """Classes that are only numbers, in words."""
+    return tuple(f"class {name}" if name == str(number) else str(name) for number, name in enumerate(names))
 
 
 _RANDOM = "with random weights (seed {})"

@@ -1,21 +1,23 @@
-"""Pictures of an evaluation as one file: a row for each image."""
+"""Pictures of an evaluation as one file: a row for each image, under headings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from crate_graph.errors import UserError
 
 TALL = 96  # pixels: rows of small images are enlarged to at least this
-GAP = 8  # pixels between rows
+GAP = 8  # pixels between rows, and between columns
+HEAD = 24  # pixels: height of the headings
+_LETTERS = 14  # pixels: their size, at which the longest fits over the narrowest column
 
 
-def write_gallery(path: Path, rows: Tensor) -> None:
-    """Write rows (n, C, H, W) in [0, 1] one below the other, as PNG.
+def write_gallery(path: Path, rows: Tensor, headings: Sequence[str]) -> None:
+    """Write rows (n, C, H, K W) in [0, 1] one below the other, each of K pictures, under K `headings`, as PNG.
 
     Raises:
         UserError: the file cannot be written.
@@ -23,11 +25,19 @@ def write_gallery(path: Path, rows: Tensor) -> None:
     scale = max(1, -(-TALL // rows.shape[2]))
     pixels = rows.clamp(0, 1).mul(255).round().byte().cpu().numpy().transpose(0, 2, 3, 1)  # (n, H, W, C)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    gap = np.full((GAP, *pixels.shape[2:]), 255, dtype=np.uint8)
-    sheet = np.concatenate([part for row in pixels for part in (row, gap)][:-1])
-    sheet = sheet[..., 0] if sheet.shape[2] == 1 else sheet
+    height, width = pixels.shape[1], pixels.shape[2] // len(headings)
+    size = len(headings) * (width + GAP) - GAP, HEAD + len(pixels) * (height + GAP) - GAP
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
+    for column, heading in enumerate(headings):
+        left = column * (width + GAP)
+        draw.text((left + width // 2, HEAD // 2), heading, fill="black", font=font, anchor="mm")
+        for number, row in enumerate(pixels):
+            picture = row[:, column * width : (column + 1) * width]  # (H, W, C)
+            picture = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+            sheet.paste(picture, (left, HEAD + number * (height + GAP)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(path, format="PNG")
+        sheet.save(path, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another --pictures") from None

@@ -23,6 +23,7 @@ from crate_graph.evaluation.subjects import Subject, open_subject
 from crate_graph.models.tiles import Tiled
 from crate_graph.redaction import redact
 from crate_graph.tasks import build_task
+from crate_graph.tasks.masked_autoencoding import PANELS
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _judge(
         finally:
             loader.close()
     if pictures is not None and ranks.is_main:
-        write_gallery(pictures, objective.task.take_gallery())
+        write_gallery(pictures, objective.task.take_gallery(), PANELS)
     return {
         **subject.described,
         "dataset": subject.dataset.name if subject.dataset else redact(recipe.data.dataset),

@@ -15,6 +15,7 @@ from crate_graph.models.crate_mae import from_patches, to_patches
 from crate_graph.tasks.metrics import psnr_of, to_8_bit
 
 SHOWN = 8  # images of an evaluation that are kept to be looked at
+PANELS = "what it saw", "completed", "original"  # of a picture, side by side
 GREY = 0.5  # of hidden patches in a picture
 PATCH_EPS = 1e-6  # beside the variance of a patch, as published
 
