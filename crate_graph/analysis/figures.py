@@ -115,9 +115,19 @@ def show(axes: Axes, picture: np.ndarray, title: str = "", colour: str = "black"
     axes.set_title(title, fontsize=9.5, fontweight="normal", loc="left", color=colour)
 
 
-def show_captioned(axes: Axes, picture: np.ndarray, lines: Sequence[str], orange: bool, letters: int = 0) -> None:
-    """A picture under its caption, orange where that is asked; lines are cut at so many `letters`, or run on."""
-    title = "\n".join(shortened(line, letters) for line in lines) if letters else ", ".join(lines) + "\nthe picture"
+def show_captioned(
+    axes: Axes,
+    picture: np.ndarray,
+    lines: Sequence[str],
+    orange: bool = False,
+    letters: int = 0,
+    name: str = "the picture",
+) -> None:
+    """A picture under its caption, orange where that is asked.
+
+    Its lines are cut at so many `letters`, or else are one that runs over what is beside it, above the `name`.
+    """
+    title = "\n".join(shortened(line, letters) for line in lines) if letters else f"{', '.join(lines)}\n{name}"
     show(axes, picture, title.replace("$", r"\$"), colour=OTHER if orange else "black")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_graph.analysis.curves import Series, draw_curve, whole_numbers
-from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, WIDTH, Figure, sheet, show
+from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, WIDTH, Figure, sheet, show, show_captioned
 from crate_graph.analysis.layers import as_found, matrices, weights
 from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.panels import DESCENT, ENTROPY, LEARNED, LEFT, Panel
@@ -140,14 +140,14 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
     models = [("estimate", subject.model)] + ([] if other is None else [("to compare", other.model)])
     columns = 4 + len(models)
     rows = []
-    with sheet(len(observations), columns, height=2.15 * len(observations), format="png") as made:
+    with sheet(len(observations), columns, height=2.35 * len(observations), format="png") as made:
         for axes, each in zip(made.axes, observations, strict=True):
             clean = each.clean
             panels = [("observed", each.observed), ("interpolated", interpolate_known(each.observed, each.mask))]
             with torch.no_grad():
                 panels += [(n, estimate(m, each.observed, each.mask, each.sigma)) for n, m in models]
             error = (panels[2][1] - clean).abs().mean(dim=1, keepdim=True)
-            show(axes[0], _pixels(each.observed), f"observed: {each.key[:12]}")
+            show_captioned(axes[0], _pixels(each.observed), [each.key], name="observed")
             for place, (name, picture) in list(enumerate(panels))[1:]:
                 psnr = _psnr(picture, clean)
                 show(axes[place], _pixels(picture), f"{name}, {psnr:.2f} dB")
@@ -170,13 +170,15 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
 def _descent(series: Sequence[Series], guided: bool) -> Figure:
     """The objective and the constraints, iterate by iterate."""
     objective = "glr" if any(m.name == "glr" for m in series[0].measured) else "gtv"
+    at_guide = guided and not any(m.mean for m in series[1].measured if m.name == objective)
     formula = "x'Lx" if objective == "glr" else "‖C(x - guide)‖₁" if guided else "‖Cx‖₁"
     return _sequences(
         "descent",
         "The objective's descent",
         f"Each block is to lower {formula}, the roughness of the picture on its own graph, while known values must "
         "stay as they are. The curves show both after each layer of the solver: how rough it still is, and by how much "
-        "known values are missed.",
+        "known values are missed; the first point of a block is where its solver starts."
+        + (" With random weights the picture is the guide itself, so nothing is left to lower." if at_guide else ""),
         _PAPER,
         DESCENT,
         [_only(each, depth=2) for each in series],
@@ -243,25 +245,30 @@ def _entropy(series: Sequence[Series], grid: Window) -> Figure:
 def _sequences(name, title, says, source, panels, series, width: float = 0.0, log: bool = False) -> Figure | None:
     """Measures along blocks, ADMM layers and CG steps; a line for each block, a gap between blocks."""
     panels = [panel for panel in panels if any(m.name == panel.measure for each in series for m in each.measured)]
+    rows = [_row(each.label, m) for p in panels for each in series for m in each.measured if m.name == p.measure]
+    zero = [p for p in panels if not any(m.mean for each in series for m in each.measured if m.name == p.measure)]
+    panels = [panel for panel in panels if panel not in zero]
     if not panels:
         return None
     columns = min(len(panels), 4)
-    lines, rows = -(-len(panels) // columns), []
-    with sheet(lines, columns, height=2.9 * lines, width=width or max(5.5, 3.0 * columns)) as made:
+    lines = -(-len(panels) // columns)
+    with sheet(lines, columns, height=2.9 * lines + 0.3, width=width or max(5.5, 3.0 * columns)) as made:
         for axes in made.axes.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(made.axes.flat, panels, strict=False):
             places = _places(series, panel.measure)
             for each in series:
-                rows += _draw_blocks(axes, each, panel.measure, places)
+                _draw_blocks(axes, each, panel.measure, places, log)
             axes.set(title=panel.title, ylabel=panel.unit)
             if log:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter("{x:g}")
             _name_blocks(axes, places)
-        made.axes[0, 0].legend(fontsize=8)
-    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows)
+        lines, labels = made.axes[0, 0].get_legend_handles_labels()
+        made.drawing.legend(lines, labels, loc="outside lower left", ncols=3, fontsize=9)
+    found = f"Here 0 throughout, and so not drawn: {', '.join(panel.title for panel in zero)}." if zero else ""
+    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows, found)
 
 
 def _places(series: Sequence[Series], measure: str) -> dict[tuple[int, ...], float]:
@@ -271,14 +278,16 @@ def _places(series: Sequence[Series], measure: str) -> dict[tuple[int, ...], flo
     return {layer: place + apart * (layer[0] - 1) for place, layer in enumerate(layers)}
 
 
-def _draw_blocks(axes: Axes, series: Series, measure: str, places: dict[tuple[int, ...], float]) -> list[tuple]:
+def _draw_blocks(axes: Axes, series: Series, measure: str, places: dict[tuple[int, ...], float], log: bool) -> None:
+    """A line for each block; none of a series with a 0 where the scale is of powers."""
     values = [m for m in series.measured if m.name == measure]
+    if log and not all(m.mean > 0 for m in values):
+        return
     blocks = sorted({m.layer[:-1] for m in values})  # a line goes through the last of their numbers
     for number, block in enumerate(blocks):
         line = sorted((m for m in values if m.layer[:-1] == block), key=lambda m: m.layer)
         drawn = series if number == 0 else Series("_more", series.colour, [], [])
         draw_curve(axes, [places[m.layer] for m in line], line, drawn)
-    return [_row(series.label, m) for m in values]
 
 
 def _name_blocks(axes: Axes, places: dict[tuple[int, ...], float]) -> None:

@@ -184,7 +184,7 @@ SPECTRA = {
 }
 
 # Of graph networks.
-LEFT = Panel("what CG leaves of its system", "system_residual", "share")
+LEFT = Panel("what CG leaves over", "system_residual", "share")
 DESCENT = (
     Panel("GLR: the objective", "glr", "per pixel"),
     Panel("GTV: the objective", "gtv", "per pixel"),

@@ -39,7 +39,7 @@ def reconstruction_figure(subject: Subject, other: Subject | None, samples: list
     with sheet(shown, columns, height=(side + 0.4) * shown, width=side * columns, format="png") as made:
         for number, axes in enumerate(made.axes):
             hidden, _, original = judged[0][number][0]
-            show_captioned(axes[0], original, captions[number].lines, False, LETTERS)
+            show_captioned(axes[0], original, captions[number].lines, letters=LETTERS)
             show(axes[1], hidden, "what it saw")
             for place, found in enumerate(judged):
                 completed, psnr = found[number][0][1], found[number][1]

@@ -18,9 +18,10 @@ from PIL import Image
 
 from crate_graph import create_model
 from crate_graph.analysis.attention import principal_colours
+from crate_graph.analysis.captions import captions_of
 from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.graphs import comparison, restorer_series, trace
-from crate_graph.analysis.pictures import Observation, Sample, View, observations_of
+from crate_graph.analysis.pictures import Observation, Sample, View, observations_of, samples_of
 from crate_graph.analysis.segmentation import intersection_over_union, mask_cut
 from crate_graph.analysis.subject import Subject, open_subject
 from crate_graph.analysis.tokens import choose_layer, heads_at
@@ -28,6 +29,7 @@ from crate_graph.cli import main
 from crate_graph.config import load_recipe
 from crate_graph.config.schema import Degradation, EvalTransform
 from crate_graph.data import open_dataset
+from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
 from crate_graph.models.observation import interpolate_known, keep_observed
 from crate_graph.train.run import build_model
@@ -139,6 +141,10 @@ def test_a_report_of_crate_is_whole(report):
     assert {"attention", "pca", "maskcut", "foreground_iou", "sparsity", "compared_attention"} <= set(result["figures"])
     assert result["last_layer"]["rc_output"]["layer"] == [2]
     page = (output / "report.html").read_text()
+    trained, random = (result[key] for key in ("last_layer", "random_weights"))
+    shares = [f"{last['nonzero_output']['mean']:.4g}" for last in (trained, random["last_layer"])]
+    found = re.search(r"Here, in the last layer \(after the layer; share that is not zero\)\. [^<]*", page)[0]
+    assert all(share in found for share in shares) and page.count("that is no contradiction") == 3
     assert "Measured on 3 pictures of" in page and "beside the same network before training (seed 0)" in page
 
 
@@ -176,6 +182,7 @@ def test_exported_files_are_taken_with_pictures_of_their_data_set(run, tmp_path)
         subject = open_subject(str(tmp_path / output))
         trained = open_subject(str(run)).model.state_dict()
         assert all(torch.equal(trained[name], tensor) for name, tensor in subject.model.state_dict().items())
+        assert tuple(subject.classes) == open_dataset("fashion_mnist").classes
         assert subject.view == EvalTransform(size=28, resize=None) and list(subject.mean) == [
             pytest.approx(0.286, abs=1e-2)
         ]
@@ -291,9 +298,36 @@ def test_principal_colours_part_front_from_border():
     inside = torch.zeros(6, 6, dtype=torch.bool)
     inside[2:4, 1:5] = True
     features = torch.where(inside.flatten()[:, None], 3.0, -1.0) + 0.1 * torch.randn(1, 36, 8)
-    first, colours = principal_colours(features, (6, 6))
-    assert np.array_equal(first[0] > 0.5, inside.numpy())
+    first, colours, front = principal_colours(features, (6, 6))
+    assert np.array_equal(first[0] > 0.5, inside.numpy()) and np.array_equal(front[0], inside.numpy())
     assert not colours[0][~inside].any() and colours[0][inside].any()
+
+
+def test_a_few_tokens_far_off_do_not_empty_the_front():
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[2:4, 1:5] = True
+    features = torch.where(inside.flatten()[:, None], 1.0, 0.0) + 0.05 * torch.randn(1, 36, 8)
+    features[0, 14:16] = 5.0
+    first, _, front = principal_colours(features, (6, 6))
+    assert np.array_equal(front[0], inside.numpy())
+    assert first[0][inside].min() > first[0][~inside].max()
+
+
+def test_captions_name_the_class_and_what_the_network_takes_it_for(run):
+    subject, dataset = open_subject(str(run)), open_dataset("fashion_mnist")
+    assert tuple(subject.classes) == dataset.classes
+    samples = samples_of(subject, None, 12)
+    with torch.no_grad():
+        likely = subject.model(View(subject).images(samples)).softmax(-1)
+    captions = captions_of(subject, samples)
+    reader = SampleReader(dataset, split := dataset.split("test"))
+    for number, (caption, row) in enumerate(zip(captions, likely, strict=True)):
+        label = dataset.classes[reader.read(number * split.samples // 12)[1]]
+        taken = dataset.classes[row.argmax()]
+        assert caption.lines[1:] == [f"true: {label}", f"predicted: {taken} ({row.max():.0%})"]
+        assert caption.wrong == (label != taken)
+    reader.close()
+    assert any(caption.wrong for caption in captions)
 
 
 @pytest.fixture
@@ -330,6 +364,7 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     assert "a mask without its picture a." in refused(run, "--images", torn)
     assert "not divisible" in refused(run, "--size", 30) and "not divisible" in refused(run, "--patch", 5)
     assert "4096 at most" in refused(run, "--size", 7 * 65)
+    assert "of 64 pictures at most" in refused(run, "--show", 65)
     assert "is for maps of tokens" in refused("ugtv_fast_demosaicking", "--layer", 1)
     Image.new("L", (28, 20)).save(torn / "a.png")
     damaged = tmp_path / "damaged"
@@ -340,7 +375,7 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     assert "28 x 28 pixels, its picture a.png has 28 x 20" in refused(run, "--images", torn)
 
 
-def test_only_a_report_is_replaced_and_only_with_force(graph_report, refused, tmp_path):
+def test_only_a_report_is_replaced_and_only_with_force(graph_report, refused, tmp_path, capsys):
     words = ("ugtv_fast_demosaicking", "--size", 16, "--samples", 1)
     output = tmp_path / "out" / "report"
     shutil.copytree(graph_report[0], output)
@@ -349,7 +384,11 @@ def test_only_a_report_is_replaced_and_only_with_force(graph_report, refused, tm
     assert "notes.txt: is no part of the report" in refused(*words, "--force", output=output)
     (output / "notes.txt").unlink()
     before = (output / "report.html").read_bytes()
-    analyze(*words, "--output", output, "--force")
+    assert main(["analyze", *map(str, words), "--output", str(output), "--force"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = (line for line in out.splitlines() if "GTV: the objective" in line)
+    assert line.startswith("  The objective's descent: GTV: the objective") and line.endswith("per pixel")
+    assert "edge_entropy" not in out and "measuring the layers on 1 picture\n" in err
     assert (output / "report.html").read_bytes() != before
     assert sorted(path.name for path in output.parent.iterdir()) == ["report"]
     (tmp_path / "other").mkdir()

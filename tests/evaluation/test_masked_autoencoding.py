@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from crate_graph.cli import main
+from crate_graph.evaluation.gallery import GAP, HEAD
 
 SIZE = "img_size: 28, patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2"
 
@@ -41,7 +43,12 @@ def test_evaluation_repeats_the_metrics_and_writes_pictures(trained, tmp_path, c
     for name, value in trained.summary["metrics"].items():
         assert result[name] == pytest.approx(value, rel=1e-5)
     with Image.open(tmp_path / "new" / "mae.png") as sheet:
-        assert sheet.size == (3 * 4 * 28, 8 * 4 * 28 + 7 * 8)  # each pixel four times
+        assert sheet.size == (3 * 4 * 28 + 2 * GAP, HEAD + 8 * (4 * 28 + GAP) - GAP)  # each pixel four times
+        headings = np.asarray(sheet.convert("L"))[:HEAD]
+        for column in range(3):  # each has words, and they end before the next column
+            left = column * (4 * 28 + GAP)
+            assert headings[:, left : left + 4 * 28].min() < 80
+            assert headings[:, left + 4 * 28 : left + 4 * 28 + GAP].min(initial=255) == 255
     assert main([*words, "data.train_split=test"]) == 2  # changes nothing in an evaluation
     assert main(["evaluate", str(trained.run_dir), "--data", "cifar10"]) == 2
     assert "channels" in capsys.readouterr().err
