@@ -85,7 +85,7 @@ def _found(panels: Sequence[Panel], series: Sequence[Series]) -> str:
     panel, said = panels[-1], []
     for each in series:
         if values := _of(each, panel.measure).get(panel.measure):
-            spread = f" ± {values[-1].std:.2g}" if values[-1].std else ""
+            spread = f"\xa0±\xa0{values[-1].std:.2g}" if values[-1].std else ""
             said.append(f"{each.label}: {values[-1].mean:.4g}{spread}".replace("-", "−"))
     if len(said) < 2:
         return ""

@@ -79,14 +79,14 @@ CURVES = (
     (
         "sparse_rate_reduction",
         "The objective: sparse rate reduction",
-        "R - Rᶜ - λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
+        "R − Rᶜ − λ‖Z‖₀ is what the layers are derived to raise: what the tokens tell apart, less what they cost "
         "once the subspaces are known, less λ for each entry that is not zero. Each layer is one step of that climb; "
         "training itself only minimises its own loss, and may trade some of the climb away. So a network with random "
         "weights may score higher here, and that is no contradiction: the sum asks how far tokens are spread and how "
         "few entries they have, and random weights can be good at both. Whether what is spread tells the pictures "
         "apart it does not ask; the loss and the accuracy do. Compare layers of one network rather than two networks.",
         "arXiv 2306.01129; λ is that of ISTA, rates are of tokens of unit norm",
-        (Panel(_AFTER, "sparse_rate_reduction", "R - Rᶜ - λ‖Z‖₀"),),
+        (Panel(_AFTER, "sparse_rate_reduction", "R − Rᶜ − λ‖Z‖₀"),),
     ),
     (
         "sparsity",
@@ -208,6 +208,15 @@ GRAPH_CURVES = (
     ("How choosy the graphs are", (ENTROPY,)),
     ("What was learned", LEARNED),
 )
+MISSING = {  # what `layers.undefined` names
+    "rc_output": "the rate after the layer, given the subspaces",
+    "sparse_rate_reduction": "the objective",
+    "dictionary_*": "dictionaries",
+    "ista_step_bound": "the length of a step",
+    "decoder_nonzero_*": "the sparsity of its decoder",
+    "decoder_sparse_rate_reduction": "the objective of its decoder",
+    "decoder_ista_step_bound": "the length of a step of its decoder",
+}
 METRICS = {  # of an evaluation
     "top1": "right, %",
     "top5": "right among five, %",

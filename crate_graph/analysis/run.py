@@ -16,7 +16,7 @@ from crate_graph.analysis.figures import Figure, check_drawing
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
 from crate_graph.analysis.layers import MEASURED, has_measures, undefined
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import GRAPH_WORDS, METRICS, WORDS
+from crate_graph.analysis.panels import GRAPH_WORDS, METRICS, MISSING, WORDS
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.probe import SIDE, last_layer
 from crate_graph.analysis.reconstruction import reconstruction_figure
@@ -94,7 +94,7 @@ def _missing(subject: Subject, other: Subject | None) -> list[str]:
     """The measures that one of the models has not, and why."""
     models = [each for each in (subject, other) if each is not None]
     return [
-        f"Not defined for {each.architecture}: {measures}; {why}."
+        f"Not there for {each.architecture}: {', '.join(MISSING[name] for name in measures.split(', '))}; {why}."
         for each in models
         for measures, why in undefined(each.model).items()
     ]
@@ -139,7 +139,10 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
         _say(f"drawing maps of {_pictures(samples[: request.show])}, layer {layer} of {each.architecture}")
         drawn, found = _maps(each, layer, view, samples, request.show)
         if number:
-            drawn = [replace(f, name=f"compared_{f.name}", title=f"To compare: {f.title}") for f in drawn]
+            drawn = [
+                replace(f, name=f"compared_{f.name}", title=f"To compare, {each.architecture}: {f.title}")
+                for f in drawn
+            ]
         figures += drawn
         if found:
             judged[each.architecture if not number else f"{each.architecture}, to compare"] = found
