@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crate_graph.analysis.captions import Caption, explained
-from crate_graph.analysis.figures import LETTERS, WIDTH, Figure, columns_of_pictures, sheet, show, show_captioned
+from crate_graph.analysis.figures import LETTERS, Figure, columns_of_pictures, picture_sheet, show, show_captioned
 from crate_graph.analysis.tokens import Heads
 
 _BRIGHT = 0.99  # quantile of a map's weights from which on a patch is brightest: one patch may outshine all others
@@ -23,8 +23,7 @@ def attention_figure(seen: list[np.ndarray], captions: list[Caption], heads: Hea
     columns = min(count, 8) + 1
     lines = -(-count // (columns - 1))
     rows = []
-    height = ((WIDTH / columns + 0.22) * lines + 0.15) * len(seen)
-    with sheet(lines * len(seen), columns, height=height, format="png") as made:
+    with picture_sheet([2, *[1] * (lines - 1)] * len(seen), columns) as made:
         for number, (picture, caption) in enumerate(zip(seen, captions, strict=True)):
             block = made.axes[number * lines : (number + 1) * lines]
             show_captioned(block[0, 0], picture, caption.lines, caption.wrong)

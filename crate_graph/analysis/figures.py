@@ -17,11 +17,13 @@ from crate_graph.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 TRAINED, INITIAL, OTHER = "#0b6e4f", "#8a8f98", "#b5651d"
 WIDTH = 10.0  # inches of a sheet
 ACROSS = 4  # pictures beside each other
 LETTERS = 32  # of a line of a caption, over one of ACROSS pictures
+_GAP, _LINE = 0.09, 0.17  # inches: between pictures, and a line of their titles
 PNG_DPI = 110  # of what is drawn as PNG
 _STYLE = {
     "svg.hashsalt": "crate-graph",  # the same figure is the same bytes
@@ -66,42 +68,67 @@ def check_drawing() -> None:
 
 
 class Sheet:
-    """Axes in rows and columns; `bytes` holds the drawing when the block of `sheet` has ended."""
+    """A drawing with axes in rows and columns; `bytes` holds it when the block that draws has ended."""
 
-    def __init__(self, rows: int, columns: int, height: float, width: float, picture: bool):
-        from matplotlib.figure import Figure as Drawing
-
-        self.drawing = Drawing(figsize=(width, height), layout="constrained")
-        self.axes: np.ndarray = self.drawing.subplots(rows, columns, squeeze=False)  # (rows, columns)
+    def __init__(self, drawing: Drawing, axes: np.ndarray):
+        self.drawing = drawing
+        self.axes = axes  # (rows, columns)
         self.bytes = b""
-        if picture:
-            for axes in self.axes.flat:
-                axes.set_axis_off()
+
+    def save(self, format: Literal["svg", "png"]) -> None:
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if format == "svg" else {"Software": None}
+        self.drawing.savefig(buffer, format=format, dpi=PNG_DPI, metadata=metadata)
+        self.bytes = buffer.getvalue()
 
 
 @contextmanager
-def sheet(
-    rows: int, columns: int, *, height: float, width: float = WIDTH, format: Literal["svg", "png"] = "svg"
-) -> Iterator[Sheet]:
-    """A sheet of `width` x `height` inches. As SVG for curves; as PNG, without axes, for pictures."""
+def sheet(rows: int, columns: int, *, height: float, width: float) -> Iterator[Sheet]:
+    """Axes for curves on `width` x `height` inches, as SVG."""
     import matplotlib
+    from matplotlib.figure import Figure as Drawing
 
     with matplotlib.rc_context(_STYLE):
-        made = Sheet(rows, columns, height, width, picture=format == "png")
+        drawing = Drawing(figsize=(width, height), layout="constrained")
+        made = Sheet(drawing, drawing.subplots(rows, columns, squeeze=False))
         yield made
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if format == "svg" else {"Software": None}
-        made.drawing.savefig(buffer, format=format, dpi=PNG_DPI, metadata=metadata)
-        made.bytes = buffer.getvalue()
+        made.save("svg")
+
+
+@contextmanager
+def picture_sheet(titles: Sequence[int], columns: int, *, width: float = WIDTH) -> Iterator[Sheet]:
+    """Squares for pictures on `width` inches, as PNG; over row n there is room for a title of `titles[n]` lines.
+
+    Their places are computed here: where there are hundreds, matplotlib's own layout takes minutes.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Drawing
+
+    side = width / columns - _GAP
+    bands = [_GAP + _LINE * lines for lines in titles]
+    height = sum(bands) + side * len(titles)
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(width, height))
+        axes = np.empty((len(titles), columns), dtype=object)
+        for row, column in np.ndindex(axes.shape):
+            left, top = column * (side + _GAP) + _GAP / 2, sum(bands[: row + 1]) + side * row
+            place = (left / width, 1 - (top + side) / height, side / width, side / height)
+            axes[row, column] = drawing.add_axes(place)
+            axes[row, column].set_axis_off()
+        made = Sheet(drawing, axes)
+        yield made
+        made.save("png")
 
 
 @contextmanager
 def columns_of_pictures(pictures: int, lines: int) -> Iterator[tuple[Sheet, list[np.ndarray]]]:
-    """A sheet with a column of `lines` axes for each picture, ACROSS columns beside each other, then below."""
+    """A sheet with a column of `lines` axes for each picture, ACROSS columns beside each other, then below.
+
+    Over the first axes of a column there is room for a caption, over the others for a line.
+    """
     across = min(max(pictures, 2), ACROSS)
     blocks = -(-pictures // across)
-    height = blocks * (lines * (WIDTH / ACROSS + 0.25) + 0.4)  # captions have up to three lines
-    with sheet(blocks * lines, across, height=height, width=WIDTH * across / ACROSS, format="png") as made:
+    with picture_sheet(blocks * [3, *[1] * (lines - 1)], across, width=WIDTH * across / ACROSS) as made:
         yield made, [made.axes[number // across * lines :, number % across][:lines] for number in range(pictures)]
 
 
@@ -112,7 +139,8 @@ def show(axes: Axes, picture: np.ndarray, title: str = "", colour: str = "black"
     if picture.ndim == 2:
         how = {"cmap": "gray", "vmin": 0, "vmax": 1, **how}
     axes.imshow(np.clip(picture, 0, 1) if picture.ndim == 3 else picture, **how)
-    axes.set_title(title, fontsize=9.5, fontweight="normal", loc="left", color=colour)
+    placed = {"y": 1.0, "pad": 4}  # to find a place by itself takes matplotlib most of the time of a sheet
+    axes.set_title(title, fontsize=9.5, fontweight="normal", loc="left", color=colour, **placed)
 
 
 def show_captioned(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_graph.analysis.curves import Series, draw_curve, whole_numbers
-from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, WIDTH, Figure, sheet, show, show_captioned
+from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, picture_sheet, sheet, show, show_captioned
 from crate_graph.analysis.layers import as_found, matrices, weights
 from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.panels import DESCENT, ENTROPY, LEARNED, LEFT, Panel
@@ -140,7 +140,7 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
     models = [("estimate", subject.model)] + ([] if other is None else [("to compare", other.model)])
     columns = 4 + len(models)
     rows = []
-    with sheet(len(observations), columns, height=2.35 * len(observations), format="png") as made:
+    with picture_sheet([2] * len(observations), columns) as made:
         for axes, each in zip(made.axes, observations, strict=True):
             clean = each.clean
             panels = [("observed", each.observed), ("interpolated", interpolate_known(each.observed, each.mask))]
@@ -308,7 +308,7 @@ def _iterates(observations: list[Observation], traces: list[Trace]) -> Figure:
                 rows.append((each.key, block, layer, _psnr(x[None], each.clean)))
     first, clean = traces[0], observations[0].clean
     lines, columns = len(first.iterates), max(map(len, first.iterates))
-    with sheet(lines, columns, height=(WIDTH / columns + 0.25) * lines, format="png") as made:
+    with picture_sheet([1] * lines, columns) as made:
         for block, (axes, iterates) in enumerate(zip(made.axes, first.iterates, strict=True), start=1):
             for layer, (place, x) in enumerate(zip(axes, iterates, strict=False)):
                 name = {0: f"block {block}: start", len(iterates) - 1: "solution"}.get(layer, f"layer {layer}")
@@ -334,7 +334,7 @@ def _edges(observations: list[Observation], traces: list[Trace]) -> Figure:
     lines = -(-len(graphs) // columns)
     detail = _busiest(picture, min(_DETAIL, *picture.shape[:2]))
     rows = []
-    with sheet(lines, columns, height=(WIDTH / columns + 0.25) * lines, format="png") as made:
+    with picture_sheet([1] * lines, columns) as made:
         for axes, (block, head) in zip(made.axes.flat, graphs, strict=False):
             grid = traced.grids[block]
             edges = _edges_within(_directed_sum(traced.weights[block][head], grid), grid, detail)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crate_graph.analysis.captions import captions_of
-from crate_graph.analysis.figures import LETTERS, WIDTH, Figure, sheet, show, show_captioned
+from crate_graph.analysis.figures import ACROSS, LETTERS, WIDTH, Figure, picture_sheet, show, show_captioned
 from crate_graph.analysis.pictures import Sample, View
 from crate_graph.analysis.subject import Subject
 from crate_graph.tasks.masked_autoencoding import MaskedAutoencodingTask, random_masks
@@ -35,8 +35,7 @@ def reconstruction_figure(subject: Subject, other: Subject | None, samples: list
     captions = captions_of(subject, samples[:count])
     shown = len(captions)
     columns = 2 + len(models)
-    side = WIDTH / 4
-    with sheet(shown, columns, height=(side + 0.4) * shown, width=side * columns, format="png") as made:
+    with picture_sheet([2] * shown, columns, width=WIDTH / ACROSS * columns) as made:
         for number, axes in enumerate(made.axes):
             hidden, _, original = judged[0][number][0]
             show_captioned(axes[0], original, captions[number].lines, letters=LETTERS)
