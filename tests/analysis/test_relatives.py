@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from crate_graph import create_model
 from crate_graph.analysis.layers import activations, matrices, undefined, weights
+from crate_graph.analysis.panels import CURVES, DECODER_CURVES, MISSING, named
 from crate_graph.analysis.pictures import View, samples_of
 from crate_graph.analysis.reconstruction import hidden_patches
 from crate_graph.analysis.subject import open_subject
@@ -200,6 +201,15 @@ def test_weights_of_the_relatives():
     names = [{m.name for m in matrices(model)} for model in (alpha, mae, tost)]
     assert names[0] == {"dictionary_spectrum", "decoding_spectrum", "coherence"} and names[2] == {"coherence"}
     assert names[1] == {"dictionary_spectrum", "coherence", "decoder_dictionary_spectrum", "decoder_coherence"}
+
+
+def test_a_report_has_words_for_what_is_missing_and_for_each_curve():
+    for model in (*map(make, NAMES), create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=1)):
+        assert all(name in MISSING for names in undefined(model) for name in names.split(", "))
+    measures = [panel.measure for *_, panels in (*CURVES, *DECODER_CURVES) for panel in panels]
+    assert [panel.measure for panel in named(measures)] == measures
+    (key,) = named({"rc_half_step_key", "rc_nothing"})
+    assert (key.title, key.unit) == ("Compression: after attention, keys", "Rᶜ, nats")
 
 
 @pytest.mark.parametrize("kind", NAMES)
