@@ -35,10 +35,10 @@ def reconstruction_figure(subject: Subject, other: Subject | None, samples: list
     captions = captions_of(subject, samples[:count])
     shown = len(captions)
     columns = 2 + len(models)
-    with picture_sheet([2] * shown, columns, width=WIDTH / ACROSS * columns) as made:
+    with picture_sheet([3] * shown, columns, width=WIDTH / ACROSS * columns) as made:
         for number, axes in enumerate(made.axes):
             hidden, _, original = judged[0][number][0]
-            show_captioned(axes[0], original, captions[number].lines, letters=LETTERS)
+            show_captioned(axes[0], original, [*captions[number].lines, "original"], letters=LETTERS)
             show(axes[1], hidden, "what it saw")
             for place, found in enumerate(judged):
                 completed, psnr = found[number][0][1], found[number][1]
