@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, sheet
 from crate_graph.analysis.layers import Matrix, activations, matrices, weights
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import COSINE, CURVES, DECODER_CURVES, SHARE, SPECTRA, Panel
+from crate_graph.analysis.panels import COSINE, CURVES, DECODER_CURVES, RANK, SHARE, SPECTRA, STEP, Panel
 from crate_graph.analysis.pictures import Sample
 from crate_graph.analysis.probe import inputs_of
 from crate_graph.analysis.subject import Subject
@@ -81,24 +81,30 @@ def layer_curves(
 
 
 def _found(panels: Sequence[Panel], series: Sequence[Series]) -> str:
-    """What the last panel says in the last layer, in a sentence; empty where no two networks have it."""
-    panel, said = panels[-1], []
-    for each in series:
-        if values := _of(each, panel.measure).get(panel.measure):
-            spread = f"\xa0±\xa0{values[-1].std:.2g}" if values[-1].std else ""
-            said.append(f"{each.label}: {values[-1].mean:.4g}{spread}".replace("-", "−"))
-    if len(said) < 2:
+    """The last layer's numbers, in a sentence: of the last panel where they differ. Empty where no two have any."""
+    ends = [(panel, [(each.label, _of(each, panel.measure).get(panel.measure)) for each in series]) for panel in panels]
+    ends = [(panel, [(label, values[-1]) for label, values in found if values]) for panel, found in ends]
+    apart = [end for end in ends if len({m.mean for _, m in end[1]}) > 1]
+    panel, found = (apart or ends)[-1]
+    if len(found) < 2:
         return ""
-    return f"Here, in the last layer ({panel.title}; {panel.unit}). {'; '.join(said)}."
+    said = "; ".join(f"{label}: {_number(m)}" for label, m in found)
+    return f"Here, in the last layer ({panel.title}; {panel.unit}). {said}."
+
+
+def _number(m: Measured) -> str:
+    spread = f"\xa0±\xa0{m.std:.2g}" if m.std else ""
+    return f"{m.mean:.4g}".replace("-", "−") + spread
 
 
 def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """Panels of one unit have one scale, so that they can be compared; shares and cosines are from 0 to 1."""
+    """Panels of one unit have one scale, to be compared. Shares and cosines show all there is, ranks begin at 0."""
     for unit in {panel.unit for panel in panels}:
         alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
         low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
+        limits = (0, 1.05) if unit in (SHARE, COSINE) else (0 if unit in (RANK, STEP) else min(low), max(high))
         for axes in alike:
-            axes.set_ylim(*((0, 1.05) if unit in (SHARE, COSINE) else (min(low), max(high))))
+            axes.set_ylim(*limits)
 
 
 def draw_curve(axes: Axes, places: Sequence[float], values: Sequence[Measured], series: Series, part: str = "") -> None:

@@ -19,6 +19,8 @@ _DECODER = "Decoder"
 _RATES = "arXiv 2306.01129, as its authors measure (eps² = 0.01, tokens of unit norm)"
 SHARE = "share that is not zero"
 COSINE = "cosine"
+RANK = "effective rank, dimensions"
+STEP = "η‖D‖² (sure to descend up to 1)"
 _BEFORE = "what attention takes in"
 _HALF = "after attention"
 _AFTER = "after the layer"
@@ -125,9 +127,9 @@ CURVES = (
         "repeated steps would diverge. CRATE-alpha turns codes back into tokens by a second dictionary.",
         _RANKS,
         (
-            Panel("dictionary", "dictionary_effective_rank", "effective rank, dimensions"),
-            Panel("second dictionary", "decoding_effective_rank", "effective rank, dimensions"),
-            Panel("length of the step", "ista_step_bound", "η‖D‖² (sure to descend up to 1)"),
+            Panel("dictionary", "dictionary_effective_rank", RANK),
+            Panel("second dictionary", "decoding_effective_rank", RANK),
+            Panel("length of the step", "ista_step_bound", STEP),
         ),
     ),
 )
@@ -165,7 +167,7 @@ DECODER_CURVES = (
         (
             Panel("smallest angle, mean over pairs", "decoder_coherence", COSINE),
             Panel("all angles, root mean square", "decoder_overlap", COSINE),
-            Panel("linear map", "decoder_dictionary_effective_rank", "effective rank, dimensions"),
+            Panel("linear map", "decoder_dictionary_effective_rank", RANK),
         ),
     ),
 )
