@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from crate_graph.analysis.figures import INITIAL, OTHER, TRAINED, Figure, sheet
 from crate_graph.analysis.layers import Matrix, activations, matrices, weights
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import COSINE, CURVES, DECODER_CURVES, RANK, SHARE, SPECTRA, STEP, Panel
+from crate_graph.analysis.panels import CHOICE, COSINE, CURVES, DECODER_CURVES, RANK, SHARE, SPECTRA, STEP, Panel
 from crate_graph.analysis.pictures import Sample
 from crate_graph.analysis.probe import inputs_of
 from crate_graph.analysis.subject import Subject
@@ -102,7 +102,7 @@ def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
     for unit in {panel.unit for panel in panels}:
         alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
         low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
-        limits = (0, 1.05) if unit in (SHARE, COSINE) else (0 if unit in (RANK, STEP) else min(low), max(high))
+        limits = (0, 1.05) if unit in (SHARE, COSINE) else (0 if unit in (RANK, STEP, CHOICE) else min(low), max(high))
         for axes in alike:
             axes.set_ylim(*limits)
 

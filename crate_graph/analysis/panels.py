@@ -21,6 +21,7 @@ SHARE = "share that is not zero"
 COSINE = "cosine"
 RANK = "effective rank, dimensions"
 STEP = "η‖D‖² (sure to descend up to 1)"
+CHOICE = "entropy, nats"
 _BEFORE = "what attention takes in"
 _HALF = "after attention"
 _AFTER = "after the layer"
@@ -60,9 +61,9 @@ CURVES = (
         "memberships",
         "Memberships: whether each token chooses a head",
         "The entropy of the degrees to which a token belongs to the heads, mean over the tokens: 0 says that each "
-        "token belongs to one head alone, ln K, at the top, that it belongs to all K alike.",
+        "token belongs to one head alone, ln K that it belongs to all K alike.",
         "arXiv 2412.17810: softmax over the heads, in each token",
-        (Panel("within attention", "membership_entropy", "entropy, nats"),),
+        (Panel("within attention", "membership_entropy", CHOICE),),
     ),
     (
         "coding_rate",
