@@ -83,7 +83,7 @@ class Sheet:
 
 
 @contextmanager
-def sheet(rows: int, columns: int, *, height: float, width: float) -> Iterator[Sheet]:
+def sheet(rows: int, columns: int, *, height: float, width: float = WIDTH) -> Iterator[Sheet]:
     """Axes for curves on `width` x `height` inches, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
