@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from forks import Forks
 from PIL import Image
 
@@ -34,17 +36,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))  # stable: the others stay in their order
 
 
-# A CRATE that trains in a moment, on the real images that ship with the project.
+# A CRATE that trains in a moment, on the images of `fashion`.
 TINY = (
     "name: tiny\n"
-    "data: {dataset: fashion_mnist, slots: 8, workers: 0,\n"
+    "data: {dataset: DATASET, slots: 8, workers: 0,\n"
     "  train_transform: {size: 28, crop: pad_and_crop, padding: 2}, eval_transform: {size: 28, resize: null}}\n"
     "model: {name: crate_tiny_patch16_224, kwargs: {img_size: 28, patch_size: 7, in_chans: 1, embed_dim: 32,\n"
     "  depth: 2, num_heads: 2}}\n"
     "batch: {global_batch: 16}\n"
     "optimizer: {lr: 2.0e-3, clip_norm: 1.0}\n"
     "schedule: {epochs: 1, max_steps: 20, warmup_epochs: 0.01}\n"
-    "evaluation: {batch_size: 500}\n"
+    "evaluation: {batch_size: 50}\n"
     "checkpoint: {every_epochs: null}\n"
     "telemetry: {log_every: 1, tensorboard: false}\n"
 )
@@ -102,7 +104,7 @@ class CommandLine(Forks):
         "crate_graph.engine.accelerate",
         "crate_graph.train.run",
         "torch._dynamo",
-        *(("deepspeed",) if possible else ()),
+        *(("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer") if possible else ()),  # it brings TorchInductor
     )
 
     def __init__(self, folder: Path):
@@ -140,13 +142,13 @@ class CommandLine(Forks):
 
 
 class Runner:
-    """Starts `crate-graph train` for a recipe, alone or under torchrun."""
+    """Starts `crate-graph train` for a recipe, which says DATASET for `data`, alone or under torchrun."""
 
-    def __init__(self, folder: Path, forks: CommandLine, recipe: str = TINY):
+    def __init__(self, folder: Path, forks: CommandLine, recipe: str, data: Path):
         self.folder = folder
         self.forks = forks
         self.recipe = folder / "tiny.yaml"
-        self.recipe.write_text(recipe)
+        self.recipe.write_text(recipe.replace("DATASET", str(data)))
 
     def words(self, run_dir: Path, *overrides: str, options: Sequence[str] = ()) -> list[str]:
         return ["train", str(self.recipe), *overrides, "--run-dir", str(run_dir), *options]
@@ -213,9 +215,26 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
         yield forks
 
 
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images that ship with the project, 200 of them to test: all 2,000 take longer than the tiny CRATE trains."""
+    from crate_graph.cli import main
+    from crate_graph.shipped import shipped_folder
+
+    shipped, folder = shipped_folder("datasets") / "fashion_mnist", tmp_path_factory.mktemp("fashion")
+    for file in shipped.glob("train-*"):
+        shutil.copy(file, folder)
+    description = yaml.safe_load((shipped / "dataset.yaml").read_text())
+    del description["splits"]["test"]
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    words = ["--split", "test", "--samples", "200", "--shards", "4"]
+    assert main(["shards", "make", str(shipped), "--output", str(folder), *words]) == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory, forks: CommandLine) -> Runner:
-    return Runner(tmp_path_factory.mktemp("runs"), forks)
+def runner(tmp_path_factory: pytest.TempPathFactory, forks: CommandLine, fashion: Path) -> Runner:
+    return Runner(tmp_path_factory.mktemp("runs"), forks, TINY, fashion)
 
 
 @pytest.fixture(scope="session")
@@ -250,7 +269,7 @@ def scene(generator: np.random.Generator, height: int, width: int) -> np.ndarray
 @pytest.fixture(scope="module")
 def restoration(tmp_path_factory: pytest.TempPathFactory, photographs: Path, forks: CommandLine) -> Runner:
     """Starts `crate-graph train` for a restoration network."""
-    return Runner(tmp_path_factory.mktemp("runs"), forks, TINY_RESTORER.replace("DATASET", str(photographs / "shards")))
+    return Runner(tmp_path_factory.mktemp("runs"), forks, TINY_RESTORER, photographs / "shards")
 
 
 # The problems that small restoration networks, of random weights, are said to have been trained for.

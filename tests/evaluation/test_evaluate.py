@@ -23,16 +23,16 @@ def evaluate(forks):
     return run
 
 
-def test_evaluate_equals_what_training_measured_on_any_layout(evaluate, trained):
+def test_evaluate_equals_what_training_measured_on_any_layout(evaluate, trained, fashion):
     metrics = trained.summary["metrics"]
     for world, overrides in ((1, []), (1, ["evaluation.batch_size=7", "data.workers=2"]), (2, ["data.workers=1"])):
-        result = evaluate(trained.run_dir, "--data", "fashion_mnist", *overrides, world=world)
-        assert result["samples"] == 2000 and result["damaged"] == 0 and result["step"] == 60
+        result = evaluate(trained.run_dir, "--data", fashion, *overrides, world=world)
+        assert result["samples"] == 200 and result["damaged"] == 0 and result["step"] == 60
         assert {name: result[name] for name in metrics} == pytest.approx(metrics, rel=1e-5)
 
 
-def test_average_and_raw_weights_differ(evaluate, trained):
-    raw = evaluate(trained.run_dir, "--data", "fashion_mnist", "evaluation.use_ema=false")
+def test_average_and_raw_weights_differ(evaluate, trained, fashion):
+    raw = evaluate(trained.run_dir, "--data", fashion, "evaluation.use_ema=false")
     assert raw["loss"] != pytest.approx(trained.summary["metrics"]["loss"], rel=1e-3)
 
 

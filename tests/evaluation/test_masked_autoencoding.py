@@ -21,7 +21,6 @@ def trained(runner):
         "model.kwargs=null",
         f"model.kwargs={{{SIZE}}}",
         "telemetry.tensorboard=true",
-        "evaluation.batch_size=1000",
     )
 
 
@@ -36,8 +35,8 @@ def test_training_measures_and_shows(trained):
     assert {"train_samples", "evaluation"} <= set(events.Tags()["images"])
 
 
-def test_evaluation_repeats_the_metrics_and_writes_pictures(trained, tmp_path, capsys):
-    words = ["evaluate", str(trained.run_dir), "--data", "fashion_mnist", "--json"]
+def test_evaluation_repeats_the_metrics_and_writes_pictures(trained, fashion, tmp_path, capsys):
+    words = ["evaluate", str(trained.run_dir), "--data", str(fashion), "--json"]
     assert main([*words, "--pictures", str(tmp_path / "new" / "mae.png")]) == 0
     result = json.loads(capsys.readouterr().out)
     for name, value in trained.summary["metrics"].items():

@@ -10,13 +10,12 @@ import pytest
 
 from crate_graph.cli import main
 from crate_graph.data.index import read_index
-from crate_graph.shipped import shipped_folder
 
 
 @pytest.fixture
-def data(tmp_path):
-    """A copy of the shipped data set that a test may spoil."""
-    return shutil.copytree(shipped_folder("datasets") / "fashion_mnist", tmp_path / "data")
+def data(fashion, tmp_path):
+    """A copy of the data set that a test may spoil."""
+    return shutil.copytree(fashion, tmp_path / "data")
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_the_record_of_a_stop(runner):
 
     The record of the stop is that of an undisturbed run; at its last step a run has finished, whatever was asked of it.
     """
-    words = ["schedule.max_steps=4", "evaluation.batch_size=2000"]
+    words = ["schedule.max_steps=4", "evaluation.batch_size=200"]
     life = {"options": ["--max-duration", "0.001s"]}
     summary = runner.trained("stopped", *words, "telemetry.log_every=3", **life).summary
     assert (summary["finished"], summary["step"], summary["stopped_by"]) == (False, 2, "--max-duration")
