@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -317,10 +318,15 @@ def test_preflight_tells_a_mistake_from_a_failure(fake, says, code, expected):
     assert run("preflight.sh", "x", PROCS_PER_NODE="2", SAYS=says, CODE=str(code), **fake).returncode == expected
 
 
+def heed_ctrl_c():
+    """Where the tests run in the background it is ignored, by all that they start, and cannot be trapped."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_signal_before_the_run_starts(fake):
     """Nothing is trained yet: it ends at once, and is to be started again."""
     environment = {**os.environ, **fake, "SAYS": "", "CODE": "0", "WAIT": "1"}
-    process = subprocess.Popen([LAUNCH / "torchrun.sh", "train", "x"], env=environment)
+    process = subprocess.Popen([LAUNCH / "torchrun.sh", "train", "x"], env=environment, preexec_fn=heed_ctrl_c)
     time.sleep(1)
     while process.poll() is None:
         process.terminate()

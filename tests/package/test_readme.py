@@ -1,4 +1,6 @@
-"""The README's commands, run in its order by a stranger with an empty folder; only the trainings are cut short.
+"""The README's commands, run in its order by a stranger with an empty folder.
+
+Only the trainings are cut short, and of Fashion-MNIST there are fewer images: test_life.py takes all that ship.
 
 Each verb is started once as it stands, also by torchrun. When it comes again it is forked from a process that has
 loaded PyTorch already.
@@ -15,8 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from crate_graph.cli import main
+from crate_graph.config.load import load_recipe
+from crate_graph.data.index import read_index
+from crate_graph.shipped import shipped_folder
+
 README = Path(__file__).parents[2] / "README.md"
-SHORT = ["schedule.max_steps=3", "data.workers=1", "evaluation.batch_size=1000"]
+SHORT = ["schedule.max_steps=3", "data.workers=1", "evaluation.batch_size=100"]
 TOOLS = ("crate-graph", "torchrun", "touch")
 
 
@@ -46,21 +53,37 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(home, forks):
+def few(tmp_path_factory):
+    """Fashion-MNIST with a few of its images."""
+    shipped, folder = shipped_folder("datasets") / "fashion_mnist", tmp_path_factory.mktemp("few")
+    for split, samples in (("train", 640), ("test", 100)):
+        words = ["--split", split, "--samples", str(samples), "--shards", "2", "--like", str(shipped)]
+        assert main(["shards", "make", str(shipped), "--output", str(folder), *words]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(home, few, forks):
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
 
     started = set()
 
+    def shorter(recipe):
+        """The settings that cut a training short."""
+        path = home / recipe
+        of_fashion = load_recipe(str(path) if path.exists() else recipe).data.dataset == "fashion_mnist"
+        return [*SHORT, *([f"data.dataset={few}", "batch.global_batch=64"] if of_fashion else [])]
+
     def run(command):
         words = [os.path.expanduser(word.replace("~", str(home), 1)) for word in shlex.split(command)]
         found = [sorted(glob.glob(word, root_dir=home)) if "*" in word else [word] for word in words]
-        words = [word for names in found for word in names]
-        if words[1] == "train" or words[0] == "torchrun":
-            words += SHORT
+        words = [str(few) if word == "fashion_mnist" else word for names in found for word in names]
         if words[0] in ("crate-graph", "torchrun"):
             at, world = (1, 1) if words[0] == "crate-graph" else (words.index("crate_graph") + 1, int(words[2]))
+            if words[at] == "train" or words[0] == "torchrun":
+                words += shorter(words[at + 1])
             if (words[0], words[at]) in started and forks.possible:
                 return forks.run(*words[at:], world=world, folder=home, HOME=str(home))
             started.add((words[0], words[at]))
