@@ -1,6 +1,7 @@
 """Every shipped recipe can be trained as far as its text goes, and its header says what is true."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from crate_graph.models import create_model
 from crate_graph.models.crate_mae import from_patches
 from crate_graph.models.weights import load_pretrained
 
-RECIPES = sorted(shipped_recipes())
+SHIPPED = shipped_recipes()
+RECIPES = sorted(SHIPPED)
+load = cache(load_recipe)  # each is asked for by ten tests
 
 
 def header(name):
-    lines = shipped_recipes()[name].read_text().splitlines()
+    lines = SHIPPED[name].read_text().splitlines()
     return "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))
 
 
@@ -32,7 +35,7 @@ def meta_model(recipe):
 
 
 def parameters(name):
-    return sum(parameter.numel() for parameter in meta_model(load_recipe(name)).parameters())
+    return sum(parameter.numel() for parameter in meta_model(load(name)).parameters())
 
 
 def test_the_recipes_that_the_readme_and_the_tests_name_are_shipped():
@@ -41,7 +44,7 @@ def test_the_recipes_that_the_readme_and_the_tests_name_are_shipped():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_model_takes_the_images_of_the_data_set(name):
-    recipe = load_recipe(name)
+    recipe = load(name)
     dataset = open_dataset(recipe.data.dataset)
     assert {recipe.data.train_split, recipe.data.eval_split} <= set(dataset.description.splits)
     if recipe.task.kind == "restoration":
@@ -62,7 +65,7 @@ def test_the_model_takes_the_images_of_the_data_set(name):
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
 def test_the_recipe_runs_on_many_world_sizes(name, world):
-    recipe = load_recipe(name)
+    recipe = load(name)
     if "two CPU cores" in header(name) and world > 8:
         return  # small on purpose
     assert recipe.batch.global_batch % world == 0
@@ -76,7 +79,7 @@ def test_the_header_says_how_to_run_it_and_what_came_out(name):
         assert re.search(rf"^# {field} +\S", text, re.MULTILINE), field
     command = re.search(r"# Run: +(.*)", text).group(1)
     named = re.search(r"(?:train|local\.sh) (\S+)", command).group(1).replace("-quickstart", "_quickstart")
-    assert find_recipe(named) == shipped_recipes()[name]
+    assert find_recipe(named) == SHIPPED[name]
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "imagenet1k" in name])
@@ -87,11 +90,11 @@ def test_the_published_size_is_the_models(name):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "probe" in name or "fashion_mnist_crate_mae" in name])
 def test_what_starts_from_an_autoencoder_fits_its_encoder(name):
-    recipe = load_recipe(name)
+    recipe = load(name)
     assert ("probe" in name) == (recipe.model.freeze == "backbone") == recipe.model.new_head
     if not name.endswith("_mae"):
         return
-    source = load_recipe("mae_quickstart" if "fashion" in name else "crate_mae/imagenet1k_base")
+    source = load("mae_quickstart" if "fashion" in name else "crate_mae/imagenet1k_base")
     assert recipe.model.init_from == f"runs/{source.name}"
     mae, model = meta_model(source), meta_model(recipe)
     assert model.blocks[0].ista.lambd == mae.blocks[0].ista.lambd
@@ -108,7 +111,7 @@ def test_compared_models_have_one_size_and_one_recipe(pair):
     assert crate == pytest.approx(vit, rel=0.01)
     for name, here, there in ((pair[0], crate, vit), (pair[1], vit, crate)):
         assert f"{here:,} parameters here, {there:,} there" in header(name)
-    one, other = (load_recipe(name).model_dump(exclude={"name", "model"}) for name in pair)
+    one, other = (load(name).model_dump(exclude={"name", "model"}) for name in pair)
     assert one == other
 
 
