@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from forks import Forks
 
-import crate_graph
 from crate_graph import deferred
 from crate_graph.export.hf import registration
 
@@ -22,26 +19,30 @@ assert "CrateConfig" in {config.__name__ for config in AutoModelForImageClassifi
 """
 
 
+@pytest.fixture(scope="module")
+def torch_loaded():
+    """Starts programs that have loaded PyTorch and timm, which the two packages share, and neither of these."""
+    with Forks("torch", "timm", environment=lambda: {**os.environ, "HF_HUB_OFFLINE": "1"}) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize(
     "imports",
     [
-        "import sys, crate_graph\nassert 'transformers' not in sys.modules\n",
+        "import crate_graph\nassert 'transformers' not in sys.modules\n",
         "from transformers import AutoConfig\nimport crate_graph\n",
         "from transformers import AutoImageProcessor, AutoModelForImageClassification\nimport crate_graph\n",
     ],
     ids=["ours first", "configuration first", "ours last"],
 )
-def test_order_of_imports(imports, tmp_path):
+def test_order_of_imports(imports, torch_loaded, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CrateImageProcessor"}')
-    done = subprocess.run(
-        [sys.executable, "-c", imports + CHECK],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(crate_graph.__file__).parents[1]), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    program, printed = tmp_path / "program.py", tmp_path / "printed.txt"
+    program.write_text(
+        f"import sys\nassert not {{'crate_graph', 'transformers'}} & sys.modules.keys()\n{imports}{CHECK}"
     )
-    assert done.returncode == 0, done.stderr
+    code = torch_loaded.start([program], folder=tmp_path, out=printed).wait(200)
+    assert code == 0, printed.read_text()
 
 
 def test_a_transformers_that_we_do_not_fit_is_still_importable(tmp_path, monkeypatch):
