@@ -20,12 +20,17 @@ from forks import Forks
 from PIL import Image
 
 LONGEST = (
-    "test_readme.py",
-    "test_fault_table.py",
-    "test_slurm.py",
-    "test_two_hosts.py",
+    "test_two_hosts.py",  # waits for time-outs, and so does the next but one;
+    "test_restoration_trace.py",  # runs of two processes take both cores then
     "test_life.py",
+    "test_resume.py",
     "test_white_box.py",
+    "test_precision.py",
+    "test_readme.py",
+    "test_slurm.py",
+    "test_same_trace.py",
+    "test_fault_table.py",
+    "test_export.py",
     "test_zero.py",
 )
 

@@ -11,6 +11,10 @@ from forks import Forks
 from crate_graph import deferred
 from crate_graph.export.hf import registration
 
+FRESH = """
+import sys
+assert not {"crate_graph", "transformers"} & sys.modules.keys()
+"""
 CHECK = """
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 assert AutoConfig.for_model("crate_graph").architecture
@@ -38,9 +42,7 @@ def torch_loaded():
 def test_order_of_imports(imports, torch_loaded, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CrateImageProcessor"}')
     program, printed = tmp_path / "program.py", tmp_path / "printed.txt"
-    program.write_text(
-        f"import sys\nassert not {{'crate_graph', 'transformers'}} & sys.modules.keys()\n{imports}{CHECK}"
-    )
+    program.write_text(FRESH + imports + CHECK)
     code = torch_loaded.start([program], folder=tmp_path, out=printed).wait(200)
     assert code == 0, printed.read_text()
 
