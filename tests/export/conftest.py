@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from torch import nn
 
 import crate_graph
@@ -49,3 +52,33 @@ def write_checkpoint(folder: Path, name: str, channels: int, resize: int | None 
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {kind: write_checkpoint(folder / kind, *model) for kind, model in MODELS.items()}
+
+
+FRESH = """\
+import sys
+assert not {"crate_graph", "transformers", "onnx", "onnxruntime"} & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="session")
+def torch_loaded() -> Iterator[Forks]:
+    """Starts processes of a stranger, who has loaded PyTorch and timm but none of our package nor of the others."""
+    with Forks("torch", "timm", environment=lambda: {**os.environ, "HF_HUB_OFFLINE": "1"}) as forks:
+        yield forks
+
+
+@pytest.fixture
+def run_fresh(torch_loaded: Forks, tmp_path: Path) -> Callable[..., str]:
+    """Runs a script in a stranger's process, in `tmp_path`; `names` become variables of it. Gives what it printed."""
+
+    def run(script: str, **names: Path | str) -> str:
+        program, out, err = (tmp_path / name for name in ("program.py", "out.txt", "err.txt"))
+        assignments = "".join(f"{name} = {str(path)!r}\n" for name, path in names.items())
+        program.write_text(FRESH + assignments + script)
+        for file in (out, err):
+            file.write_text("")
+        code = torch_loaded.start([program], folder=tmp_path, out=out, err=err).wait(200)
+        assert code == 0, err.read_text()
+        return out.read_text()
+
+    return run

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,29 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-import crate_graph
 from crate_graph.checkpoint import load_model
 from crate_graph.errors import UserError
 from crate_graph.export import FORMATS, export
 from crate_graph.export.source import Source
 
-REPOSITORY = Path(crate_graph.__file__).parents[1]
 KINDS = ("crate", "crate_rgb", "vit", "vit_grey")
-
-
-def run_fresh(script: str, folder: Path, **names: Path | str) -> str:
-    """Run a script in a new interpreter; `names` become variables of it. Returns what it printed."""
-    assignments = "".join(f"{name} = {str(path)!r}\n" for name, path in names.items())
-    done = subprocess.run(
-        [sys.executable, "-c", assignments + script],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def write_images(folder: Path, channels: int) -> torch.Tensor:
@@ -114,13 +95,13 @@ assert "crate_graph" not in sys.modules
 
 
 @pytest.mark.parametrize(("kind", "channels", "script"), [("crate", 1, LOAD_CRATE), ("vit", 3, LOAD_VIT)])
-def test_a_fresh_interpreter_gives_the_same_logits(kind, channels, script, checkpoints, tmp_path):
+def test_a_fresh_interpreter_gives_the_same_logits(kind, channels, script, checkpoints, run_fresh, tmp_path):
     """A stranger's process. For CRATE it imports crate_graph, which stays light; for a ViT it need not."""
     outputs = {"timm_folder": "timm", "hf": "hf", "safetensors": "safetensors", "onnx": "onnx"}
     for name, format in outputs.items():
         export(str(checkpoints[kind]), format, tmp_path / name)
     images = write_images(tmp_path, channels)
-    run_fresh(script, tmp_path, **{name: tmp_path / name for name in outputs})
+    run_fresh(script, **{name: tmp_path / name for name in outputs})
 
     model, _ = load_model(checkpoints[kind])
     with torch.no_grad():
@@ -132,15 +113,15 @@ def test_a_fresh_interpreter_gives_the_same_logits(kind, channels, script, check
 
 
 @pytest.mark.parametrize("format", ["hf", "onnx"])
-def test_standard_output_stays_free_for_the_result(format, checkpoints, tmp_path):
+def test_standard_output_stays_free_for_the_result(format, checkpoints, run_fresh, tmp_path):
     script = "import json\nfrom crate_graph.export import export\nprint(json.dumps(export(checkpoint, format, output)))"
     names = {"checkpoint": checkpoints["crate"], "format": format, "output": tmp_path / "out"}
-    assert json.loads(run_fresh(script, tmp_path, **names))["format"] == format
+    assert json.loads(run_fresh(script, **names))["format"] == format
 
 
 @pytest.mark.parametrize("kind", ["crate", "vit"])
 @pytest.mark.parametrize("format", ["timm", "hf"])
-def test_the_model_card_runs(format, kind, checkpoints, tmp_path):
+def test_the_model_card_runs(format, kind, checkpoints, run_fresh, tmp_path):
     """The code of the card, pasted into a new interpreter, names the class that the checkpoint predicts."""
     export(str(checkpoints[kind]), format, tmp_path / "out")
     pixels = np.random.default_rng(3).integers(0, 256, (40, 33, 3), dtype=np.uint8)
@@ -149,7 +130,7 @@ def test_the_model_card_runs(format, kind, checkpoints, tmp_path):
     assert "top1 87.5" in card and "step 30" in card and "toy, 4 classes" in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert len(code.splitlines()) <= 10
-    printed = run_fresh(code.replace("PATH", str(tmp_path / "out")), tmp_path)
+    printed = run_fresh(code.replace("PATH", str(tmp_path / "out")))
     assert printed.split()[-1] in ("shirt", "coat", "bag", "boot")
 
 

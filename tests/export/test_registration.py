@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
 
 import pytest
-from forks import Forks
 
 from crate_graph import deferred
 from crate_graph.export.hf import registration
 
-FRESH = """
-import sys
-assert not {"crate_graph", "transformers"} & sys.modules.keys()
-"""
 CHECK = """
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 assert AutoConfig.for_model("crate_graph").architecture
 assert type(AutoImageProcessor.from_pretrained(".")).__name__ == "CrateImageProcessor"
 assert "CrateConfig" in {config.__name__ for config in AutoModelForImageClassification._model_mapping}
 """
-
-
-@pytest.fixture(scope="module")
-def torch_loaded():
-    """Starts programs that have loaded PyTorch and timm, which the two packages share, and neither of these."""
-    with Forks("torch", "timm", environment=lambda: {**os.environ, "HF_HUB_OFFLINE": "1"}) as forks:
-        yield forks
 
 
 @pytest.mark.parametrize(
@@ -39,12 +26,9 @@ def torch_loaded():
     ],
     ids=["ours first", "configuration first", "ours last"],
 )
-def test_order_of_imports(imports, torch_loaded, tmp_path):
+def test_order_of_imports(imports, run_fresh, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CrateImageProcessor"}')
-    program, printed = tmp_path / "program.py", tmp_path / "printed.txt"
-    program.write_text(FRESH + imports + CHECK)
-    code = torch_loaded.start([program], folder=tmp_path, out=printed).wait(200)
-    assert code == 0, printed.read_text()
+    run_fresh(imports + CHECK)
 
 
 def test_a_transformers_that_we_do_not_fit_is_still_importable(tmp_path, monkeypatch):
