@@ -19,7 +19,6 @@ import pytest
 
 from crate_graph.cli import main
 from crate_graph.config.load import load_recipe
-from crate_graph.data.index import read_index
 from crate_graph.shipped import shipped_folder
 
 README = Path(__file__).parents[2] / "README.md"
