@@ -227,3 +227,8 @@ def _decoded(path: Path, channels: int) -> Image.Image:
 def batches(items: list, size: int) -> Iterator[list]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def pixels(picture: Tensor) -> np.ndarray:
+    """(1, C, H, W) -> (H, W, C)."""
+    return picture[0].permute(1, 2, 0).numpy()

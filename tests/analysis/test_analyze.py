@@ -20,7 +20,8 @@ from crate_graph import create_model
 from crate_graph.analysis.attention import principal_colours
 from crate_graph.analysis.captions import captions_of
 from crate_graph.analysis.curves import curve_figures, series_of
-from crate_graph.analysis.graphs import comparison, restorer_series, trace
+from crate_graph.analysis.graph_trace import trace
+from crate_graph.analysis.graphs import comparison, restorer_series
 from crate_graph.analysis.pictures import Observation, Sample, View, observations_of, samples_of
 from crate_graph.analysis.segmentation import intersection_over_union, mask_cut
 from crate_graph.analysis.subject import Subject, open_subject
@@ -313,8 +314,8 @@ def test_a_few_tokens_far_off_do_not_empty_the_front():
     assert first[0][inside].min() > first[0][~inside].max()
 
 
-def test_captions_name_the_class_and_what_the_network_takes_it_for(run):
-    subject, dataset = open_subject(str(run)), open_dataset("fashion_mnist")
+def test_captions_name_the_class_and_what_the_network_takes_it_for(run, fashion):
+    subject, dataset = open_subject(str(run)), open_dataset(fashion)
     assert tuple(subject.classes) == dataset.classes
     samples = samples_of(subject, None, 40)
     with torch.no_grad():
