@@ -374,4 +374,4 @@ def test_a_report_of_published_weights_from_a_pickle(published, tmp_path, capsys
     result = json.loads(capsys.readouterr().out)
     assert {"variational_rate", "memberships", "attention"} <= set(result["figures"])
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "dictionary_*, ista_step_bound; its MLP" in page and "how pictures were normalised" in page
+    assert "dictionaries, the length of a step; its MLP" in page and "how pictures were normalised" in page

@@ -63,7 +63,8 @@ assert not {"crate_graph", "transformers", "onnx", "onnxruntime"} & sys.modules.
 @pytest.fixture(scope="session")
 def torch_loaded() -> Iterator[Forks]:
     """Starts processes of a stranger, who has loaded PyTorch and timm but none of our package nor of the others."""
-    with Forks("torch", "timm", environment=lambda: {**os.environ, "HF_HUB_OFFLINE": "1"}) as forks:
+    one = {"OMP_NUM_THREADS": "1"}  # NumPy would start threads when it is loaded
+    with Forks("torch", "timm", environment=lambda: {**os.environ, "HF_HUB_OFFLINE": "1"}, loading=one) as forks:
         yield forks
 
 
