@@ -219,7 +219,7 @@ def _train(args: argparse.Namespace) -> int:
     from crate_graph.train.run import train
 
     left = args.max_duration and args.max_duration - (time.monotonic() - args.begun)
-    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume, left)
+    summary = train(recipe, args.run_dir or Path("runs") / recipe.name, args.resume, left, args.begun)
     _report(summary, args.json)
     if summary["finished"] and not args.json:
         _say_what_next(summary["run_dir"], recipe)
@@ -242,6 +242,7 @@ def _say_what_next(run_dir: str, recipe: Recipe) -> None:
         commands[0] += ["--pictures", f"{name}.png"]
     else:
         commands += [["crate-graph", "export", run_dir, "--format", "timm", "--output", f"exported/{name}"]]
+    commands += [["crate-graph", "analyze", run_dir, "--output", f"analysis/{name}"]]
     commands += [["tensorboard", "--logdir", f"{run_dir}/tensorboard"]]
     print("\nWorth trying next:")
     for program, *words in commands:

@@ -68,7 +68,7 @@ class Memory:
             write_output(self._file, json.dumps(self._answers, indent=1) + "\n")
 
 
-def write_output(file: Path, text: str) -> None:
+def write_output(file: Path, content: str | bytes) -> None:
     """Whole or not at all, in a folder that is made where it does not exist.
 
     Raises:
@@ -76,9 +76,9 @@ def write_output(file: Path, text: str) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, text)
+        write_whole(file, content)
     except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror or error}); choose another --output") from None
+        raise UserError(f"{file}: cannot be written ({error.strerror or error}); choose another place") from None
 
 
 class Asked:

@@ -29,6 +29,7 @@ from compared_notes import caption_of, notes_on
 from compared_rows import Row, Sample, check_same_data, read_rows
 from table_writing import Column, Missing, Spread, Table, Value, csv_text, latex, markdown
 
+from crate_graph.analysis.panels import named
 from crate_graph.checkpoint.model import arguments_of
 from crate_graph.errors import RunFailed, UserError
 from crate_graph.evaluation.corruptions import SEVERITIES
@@ -200,7 +201,9 @@ def _look(rows: list[Row], samples: int) -> dict[str, Column]:
     columns: dict[str, Column] = {}
     for sample in (sample for row in rows for sample in row.samples):
         sample.layer = sample.asked.last_layer(samples)
-        columns |= {name: Column(name, f"{name} ({unit})", 3) for name, unit in sample.layer.units.items()}
+        heads = {name: f"{name} ({unit})" for name, unit in sample.layer.units.items()}
+        heads |= {panel.measure: f"{panel.title} ({panel.unit})" for panel in named(heads)}
+        columns |= {name: Column(name, head, 3) for name, head in heads.items()}
     return columns
 
 
@@ -247,7 +250,12 @@ def _value(sample: Sample, under: dict[str, float], name: str) -> float | Missin
     if sample.layer.why_none is not None:
         return Missing(sample.layer.why_none)
     why = sample.layer.reasons.get(name, "it is a measure of another family of networks")
-    return Missing(f"{run.recipe.model.name} has no {name}: {why}")
+    return Missing(f"{run.recipe.model.name} has no {_title(name)}: {why}")
+
+
+def _title(measure: str) -> str:
+    """As the reports name it, or its own name where they do not show it."""
+    return next((panel.title for panel in named((measure,))), measure)
 
 
 def _under(asked: Asked, shifts: list[Shift]) -> dict[str, float]:

@@ -160,6 +160,14 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    "−": "$-$",
+    "‖": r"$\Vert$",
+    "ᶜ": r"\textsuperscript{c}",
+    "²": r"\textsuperscript{2}",
+    "₀": r"\textsubscript{0}",
+    **{
+        letter: rf"$\{name}$" for letter, name in zip("αβγηλ", ["alpha", "beta", "gamma", "eta", "lambda"], strict=True)
+    },
     **{character: f"\\{character}" for character in "{}$&#%_"},
 }
 

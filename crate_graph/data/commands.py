@@ -134,6 +134,10 @@ def _positive(text: str) -> int:
     return number
 
 
+def _shards(count: int) -> str:
+    return f"{count} shard" + "s" * (count != 1)
+
+
 def _make(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a seed is not negative; choose 0 or more")
@@ -160,7 +164,7 @@ def _make(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"dataset": str(made.file), "split": made.split, "samples": samples, "bytes": size}))
     else:
-        print(f"{made.split}: {samples} samples in {len(made.shards)} shards, {size / 1e6:.1f} MB; see {made.file}")
+        print(f"{made.split}: {samples} samples in {_shards(len(made.shards))}, {size / 1e6:.1f} MB; see {made.file}")
     return 0
 
 
@@ -169,7 +173,7 @@ def _index(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([{**asdict(shard), "path": str(shard.path)} for shard in shards]))
     else:
-        print(f"indexed {len(shards)} shards, {sum(shard.samples for shard in shards)} samples")
+        print(f"indexed {_shards(len(shards))}, {sum(shard.samples for shard in shards)} samples")
     return 0
 
 
@@ -183,7 +187,7 @@ def _verify(args: argparse.Namespace) -> int:
         for problem in report.problems:
             print(f"{report.shard}: {problem}")
     samples = sum(report.samples for report in reports)
-    print(f"{len(reports)} shards, {samples} samples: {f'{len(bad)} shards are not sound' if bad else 'all sound'}")
+    print(f"{_shards(len(reports))}, {samples} samples: {f'{_shards(len(bad))} not sound' if bad else 'all sound'}")
     return 2 if bad else 0
 
 

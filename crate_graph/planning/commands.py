@@ -82,6 +82,8 @@ def _plan(args: argparse.Namespace) -> int:
 
     if args.output is not None and not args.scaling:
         raise UserError("--output draws the table of --scaling; add --scaling, or redirect the plan into a file")
+    if args.check and args.scaling:
+        raise UserError("--check measures on this machine and --scaling plans for many; choose one of them")
     recipe = load_recipe(args.recipe, args.overrides)
     if args.check:
         return _check(args, recipe)
@@ -119,9 +121,15 @@ def _check(args: argparse.Namespace, recipe: Any) -> int:
 
 
 def _cluster(args: argparse.Namespace) -> Any:
+    from crate_graph.errors import UserError
     from crate_graph.planning.hardware import Assumptions, find_device, find_network
     from crate_graph.planning.traffic import Cluster
 
+    if (processes := args.nodes * args.gpus_per_node) > _LARGEST:
+        raise UserError(
+            f"--nodes {args.nodes} of --gpus-per-node {args.gpus_per_node} are {processes:,} processes; plan for "
+            f"{_LARGEST:,} at most"
+        )
     device = find_device(args.device)
     network = find_network(args.network or device.network)
     scales = {name: scale for name, scale, _ in _ASSUMED.values()}
@@ -134,10 +142,9 @@ def _cluster(args: argparse.Namespace) -> Any:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text} should be from 1 to {_LARGEST:,}")
-    return number
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _LARGEST):
+        raise argparse.ArgumentTypeError(f"{text!r} should be from 1 to {_LARGEST:,}")
+    return int(text)
 
 
 def _share(text: str) -> float:

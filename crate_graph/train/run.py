@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -61,11 +60,18 @@ from crate_graph.whole_files import write_whole
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: float | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    resume: str = "auto",
+    max_seconds: float | None = None,
+    begun: float | None = None,
+) -> dict[str, Any]:
     """Train as `recipe` says, writing into `run_dir`; returns the summary. Every process of the run calls it.
 
-    The summary's `seconds` are those of this call, set-up included; `start_seconds` are those that this process had
-    taken before it, to load Python's packages. What earlier processes of the run took is in neither.
+    The summary's `seconds` are those of this call, set-up included; `start_seconds` are those before it, to load
+    Python's packages, since the command was `begun` (of time.monotonic). What earlier processes of the run took is in
+    neither.
 
     `resume`: "auto" goes on from the newest checkpoint of the run folder, where there is one; "never" refuses a folder
     that holds checkpoints; anything else is a checkpoint to go on from. After `max_seconds` the run saves and stops.
@@ -75,9 +81,9 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", max_seconds: floa
             damaged samples or a checkpoint that could not be saved.
         RunFailed: the guard gave up.
     """
-    start_seconds = max(0.0, time.time() - psutil.Process().create_time())
-    ranks = discover()
     started = time.monotonic()
+    start_seconds = 0.0 if begun is None else started - begun
+    ranks = discover()
     deadline = None if max_seconds is None else started + max_seconds
     with process_group(ranks), ExitStack() as stack:
         folder = RunFolder(run_dir)

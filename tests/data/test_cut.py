@@ -54,7 +54,7 @@ def opened(data):
 
 def test_all_images_become_samples_with_their_bytes(photographs, tmp_path, capsys):
     assert run("shards", "make", photographs, "--output", tmp_path / "out", "--split", "train", "--unlabelled") == 0
-    assert "train: 3 samples in 1 shards" in capsys.readouterr().out
+    assert "train: 3 samples in 1 shard," in capsys.readouterr().out
     assert open_dataset(tmp_path / "out").classes == ("photograph",)
     keys = {"a": "a.png", "x/b": "x/b.png", "x/y/c_1": "x/y/c.1.png"}
     assert stored(tmp_path / "out") == {key: (photographs / name).read_bytes() for key, name in keys.items()}

@@ -255,7 +255,8 @@ def test_the_last_layer_of_a_probe_batch(runs, stripes, capsys):
             if values:
                 assert mean_and_std(rows[title], name) == spread(values)
     assert rows["vit"]["rc_output_mean"] == "" and "no subspaces" in rows["vit"]["notes"] and not rows["tiny"]["notes"]
-    assert "rc_output (nats)" in text and "| - [a] |" in text and "\n[a] vit_tiny" in text
+    assert "Compression: after the layer (Rᶜ, nats)" in text and r"R\textsuperscript{c}" in tex
+    assert "| - [a] |" in text and "\n[a] vit_tiny" in text
     assert r"--\textsuperscript{a}" in tex and r"\textsuperscript{a}~vit\_tiny" in tex
     check_latex(tex)
     chosen, *_ = compared(capsys, runs["crate", 0], "--probe", "7", "--columns", "sparse_rate_reduction")

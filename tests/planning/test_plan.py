@@ -179,6 +179,8 @@ def test_scaling(tiny, tmp_path, impatient, capsys):
         (("--device", "h10"), "--device h10: unknown; did you mean h100"),
         (("--network", "token-ring"), f"known: {', '.join(NETWORKS)}"),
         (("--output", "x.svg"), "add --scaling"),
+        (("--check", "--scaling"), "choose one of them"),
+        (("--nodes", "1000000", "--gpus-per-node", "8"), "8,000,000 processes"),
         (("model.name=resnet_of_dreams",), "resnet_of_dreams"),
         (("data.dataset=nowhere",), "nowhere"),
         (("model.name=resnet_of_dreams", "--scaling"), "resnet_of_dreams"),
