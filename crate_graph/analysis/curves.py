@@ -13,6 +13,7 @@ from crate_graph.analysis.panels import CHOICE, COSINE, CURVES, DECODER_CURVES, 
 from crate_graph.analysis.pictures import Sample
 from crate_graph.analysis.probe import inputs_of
 from crate_graph.analysis.subject import Subject
+from crate_graph.analysis.verdicts import number, verdict
 from crate_graph.data.progress import progress
 
 if TYPE_CHECKING:
@@ -77,24 +78,25 @@ def layer_curves(
         _share_scales(made.axes[0], panels)
         lines, labels = made.axes[0, 0].get_legend_handles_labels()
         made.drawing.legend(lines, labels, loc="outside lower left", ncols=min(len(panels), 3), fontsize=9)
-    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows, _found(panels, series))
+    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows, _found(name, panels, series))
 
 
-def _found(panels: Sequence[Panel], series: Sequence[Series]) -> str:
-    """The last layer's numbers, in a sentence: of the last panel where they differ. Empty where no two have any."""
-    ends = [(panel, [(each.label, _of(each, panel.measure).get(panel.measure)) for each in series]) for panel in panels]
-    ends = [(panel, [(label, values[-1]) for label, values in found if values]) for panel, found in ends]
+def _found(name: str, panels: Sequence[Panel], series: Sequence[Series]) -> str:
+    """What the figure says here: its verdict, and the last layer's numbers of the last panel where they differ."""
+    ends = [(panel, [last for each in series for last in _last(each, panel.measure)]) for panel in panels]
     apart = [end for end in ends if len({m.mean for _, m in end[1]}) > 1]
     panel, found = (apart or ends)[-1]
+    judged = verdict(name, series)
     if len(found) < 2:
-        return ""
-    said = "; ".join(f"{label}: {_number(m)}" for label, m in found)
-    return f"Here, in the last layer ({panel.title}; {panel.unit}). {said}."
+        return judged
+    said = "; ".join(f"{label}: {number(m)}" for label, m in found)
+    return f"Here, in the last layer ({panel.title}; {panel.unit}). {said}. {judged}".rstrip()
 
 
-def _number(m: Measured) -> str:
-    spread = f"\xa0±\xa0{m.std:.2g}" if m.std else ""
-    return f"{m.mean:.4g}".replace("-", "−") + spread
+def _last(series: Series, measure: str) -> list[tuple[str, Measured]]:
+    """Of the last layer, with the name of the model, and of a ViT that of the projection."""
+    found = _of(series, measure).items()
+    return [(", ".join((series.label, *filter(None, [n.removeprefix(measure).strip("_")]))), v[-1]) for n, v in found]
 
 
 def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
@@ -102,7 +104,8 @@ def _share_scales(row: Sequence[Axes], panels: Sequence[Panel]) -> None:
     for unit in {panel.unit for panel in panels}:
         alike = [axes for axes, panel in zip(row, panels, strict=True) if panel.unit == unit]
         low, high = zip(*(axes.get_ylim() for axes in alike), strict=True)
-        limits = (0, 1.05) if unit in (SHARE, COSINE) else (0 if unit in (RANK, STEP, CHOICE) else min(low), max(high))
+        from_zero = unit in (RANK, STEP, CHOICE)
+        limits = (0, 1.05) if unit in (SHARE, COSINE) else (0, 1.1 * max(high)) if from_zero else (min(low), max(high))
         for axes in alike:
             axes.set_ylim(*limits)
 

@@ -13,6 +13,7 @@ class Panel:
     title: str
     measure: str
     unit: str
+    says: str = ""  # of a panel of a graph network: what it shows, as a sentence
 
 
 _DECODER = "Decoder"
@@ -35,8 +36,9 @@ CURVES = (
         "Compression: the rate of the tokens, given the subspaces",
         "Each layer's attention is to move the tokens towards a few learned subspaces, one for each head. Rᶜ counts "
         "the nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
-        "compressed. In the published CRATE it falls with depth after training and is flat before; small networks need "
-        "not do so.",
+        "compressed. In the published CRATE it falls with depth after training, and hardly does before; other networks, "
+        "small ones and autoencoders among them, need not do so, and random weights may lie lower: tokens that hardly "
+        "differ take few nats, too.",
         _RATES,
         (
             Panel(_BEFORE, "rc_attention_input", "Rᶜ, nats"),
@@ -140,8 +142,8 @@ DECODER_CURVES = (
         "decoder_rates",
         "Decoder: the rate of its tokens, given its subspaces",
         "The decoder undoes the encoder layer by layer: a linear map undoes the sparse coding, then attention is "
-        "subtracted where the encoder adds it. By the derivation that spreads the tokens out again, so Rᶜ after the "
-        "layer should be larger than before attention is subtracted.",
+        "subtracted where the encoder adds it. By the derivation that spreads the tokens out again: Rᶜ would be "
+        "larger after the layer than before attention is subtracted. Training does not ask for it.",
         "arXiv 2404.02446, measured as in 2306.01129",
         (
             Panel(_BEFORE, "decoder_rc_attention_input", "Rᶜ, nats"),

@@ -59,11 +59,14 @@ def reconstruction_figure(subject: Subject, other: Subject | None, samples: list
 def _says(subject: Subject, found: list[tuple]) -> str:
     own, guess = (np.array([each[place] for each in found]) for place in (1, 2))
     spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
+    several = len(own) > 1
+    number = f"these {len(own)} pictures" if several else "this picture"
+    of_them = "the mean over the pictures" if several else "all hidden pixels together"
     words = (
         f"{subject.mask_ratio:.0%} of the patches are hidden (grey), and the network paints what it expects there. On "
-        f"the hidden pixels of {len(own)} picture{'s' * (len(own) > 1)} it has {own.mean():.1f}{spread} dB; the mean "
-        f"colour of what is visible, the plainest guess, has {guess.mean():.1f}. More is better, and 6 dB more is half "
-        f"the error."
+        f"the hidden pixels of {number} it has {own.mean():.1f}{spread} dB, {of_them}; the mean "
+        f"colour of what is visible, the plainest guess, has {guess.mean():.1f}. (A PSNR at the top of the page is of "
+        f"the whole evaluation instead.) More is better, and 6 dB more is half the error."
     )
     if subject.normalize_patches:
         words += (
