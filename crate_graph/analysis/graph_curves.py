@@ -12,40 +12,50 @@ from crate_graph.analysis.curves import Series, draw_curve, whole_numbers
 from crate_graph.analysis.figures import Figure, sheet
 from crate_graph.analysis.measured import Measured
 from crate_graph.analysis.panels import DESCENT, ENTROPY, LEARNED, LEFT, Panel
+from crate_graph.analysis.verdicts import number
 from crate_graph.ops.window import Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PAPER = "arXiv 2406.04090"
+_UNIFORM = 0.9  # share of the neighbours from which on edges are said to be nearly uniform
 _COLUMNS = ("model", "measure", "block", "ADMM layer", "CG step", "mean", "std", "unit", "over")
 
 
 def descent(series: Sequence[Series], guided: bool) -> Figure:
     """The objective and the constraints, iterate by iterate."""
     objective = "glr" if any(m.name == "glr" for m in series[0].measured) else "gtv"
-    at_guide = guided and not any(m.mean for m in series[1].measured if m.name == objective)
-    formula = "x'Lx" if objective == "glr" else "‖C(x - guide)‖₁" if guided else "‖Cx‖₁"
+    of = "the picture"
+    formula = "x'Lx" if objective == "glr" else "‖Cx‖₁"
+    if guided:
+        formula, of = "‖C(x - guide)‖₁", "the difference of the picture x and a guide that convolutions learn,"
+    note = nothing_to_lower(series, guided)
     return _sequences(
         "descent",
         "The objective's descent",
-        f"Each block is to lower {formula}, the roughness of the picture on its own graph, while known values must "
-        "stay as they are. The curves show both after each layer of the solver: how rough it still is, and by how much "
-        "known values are missed; the first point of a block is where its solver starts."
-        + (" With random weights the picture is the guide itself, so nothing is left to lower." if at_guide else ""),
+        f"Each block is to lower {formula}, the roughness of {of} on its own graph, while known values stay as they "
+        f"are.{f' {note}' if note else ''}",
         _PAPER,
         DESCENT,
         [_only(each, depth=2) for each in series],
     )
 
 
+def nothing_to_lower(series: Sequence[Series], guided: bool) -> str:
+    """Why the objective is 0 with random weights, as a sentence; empty where it is not."""
+    if not guided or any(m.mean for m in series[1].measured if m.name == "gtv"):
+        return ""
+    return "With random weights the picture is the guide itself, so nothing is left to lower."
+
+
 def conjugate_gradients(series: Sequence[Series]) -> Figure:
     return _sequences(
         "conjugate_gradients",
         "Inside each layer: conjugate gradients, step by step",
-        "Every layer of the solver solves a linear system by a few steps with learned lengths; shown is what is "
-        "left of the system, as a share of what it was. Lengths that were learned for the sake of the picture need not "
-        "lower it at each step.",
+        "Every layer of the solver solves a linear system by a few steps with learned lengths; shown is the error left "
+        "in its equations, as a share of what it was before the first step. Lengths that were learned for the sake of "
+        "the picture need not lower it at each step.",
         _PAPER,
         [Panel("after each step", LEFT.measure, LEFT.unit)],
         [_only(each, depth=3) for each in series],
@@ -55,15 +65,25 @@ def conjugate_gradients(series: Sequence[Series]) -> Figure:
 
 
 def learned_parameters(series: Sequence[Series]) -> Figure | None:
+    """None of a network that learns none of them."""
+    learned = {panel.measure for panel in LEARNED}
+    trained, initial = ([m for m in each.measured if m.name in learned] for each in series[:2])
+    if trained == initial and len(series) < 3:
+        return None
     return _sequences(
         "learned_parameters",
-        "What was learned: step lengths, momenta, penalties",
-        "These few numbers are all that the solver learns; the rest is the convolutions that make the graph. Dots are "
-        "means over the heads, bars one standard deviation over them.",
+        "What was learned: the numbers of solvers and metrics",
+        "These few numbers steer the solvers and the metric by which features are compared; all else that is learned "
+        "is convolutions. Dots are means over the heads, bars one standard deviation over them.",
         _PAPER,
         LEARNED,
-        series,
+        [_without_first_momenta(each) for each in series],
     )
+
+
+def _without_first_momenta(series: Series) -> Series:
+    measured = [m for m in series.measured if not (m.name == "beta" and m.layer[-1] == 1)]
+    return Series(series.label, series.colour, measured, [])
 
 
 def edge_entropy(series: Sequence[Series], grid: Window) -> Figure:
@@ -86,14 +106,28 @@ def edge_entropy(series: Sequence[Series], grid: Window) -> Figure:
     return Figure(
         "edge_entropy",
         "How choosy the graphs are",
-        "Where all neighbours weigh the same, the entropy is that of the grey line and the graph knows nothing of the "
-        "picture. Lower says that a pixel listens to few neighbours, those that are like it.",
+        "Where all neighbours weigh the same, the entropy is that of the grey line and the graph treats all pictures "
+        "alike. Lower says that a pixel listens to fewer neighbours. Lower is not better by itself: features of random "
+        "weights differ from pixel to pixel at random, and so single out neighbours at random, while training may find "
+        "that nearly uniform edges serve the picture best.",
         _PAPER,
         made.bytes,
         "svg",
         _COLUMNS,
         rows,
+        _choosiness(series, neighbours),
     )
+
+
+def _choosiness(series: Sequence[Series], neighbours: int) -> str:
+    """Entropy as a number of neighbours that weigh alike, in the last block."""
+    said = []
+    for each in series:
+        last = max((m for m in each.measured if m.name == "edge_entropy"), key=lambda m: m.layer)
+        like = math.exp(last.mean)
+        uniform = "nearly uniform: " if like > _UNIFORM * neighbours else ""
+        said.append(f"{each.label}: {uniform}{number(last)} nats, as of {like:.1f} of {neighbours} neighbours alike")
+    return f"Here, in the last block (ln {neighbours} = {math.log(neighbours):.4g}). {'; '.join(said)}."
 
 
 def _sequences(name, title, says, source, panels, series, width: float = 0.0, log: bool = False) -> Figure | None:
@@ -114,6 +148,7 @@ def _sequences(name, title, says, source, panels, series, width: float = 0.0, lo
             for each in series:
                 _draw_blocks(axes, each, panel.measure, places, log)
             axes.set(title=panel.title, ylabel=panel.unit)
+            axes.margins(y=0.12)  # marks stay clear of the frame
             if log:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter("{x:g}")
@@ -122,7 +157,8 @@ def _sequences(name, title, says, source, panels, series, width: float = 0.0, lo
         lines, labels = made.axes[0, 0].get_legend_handles_labels()
         made.drawing.legend(lines, labels, loc="outside lower left", ncols=3, fontsize=9)
     found = f"Here 0 throughout, and so not drawn: {', '.join(panel.title for panel in zero)}." if zero else ""
-    return Figure(name, title, says, source, made.bytes, "svg", _COLUMNS, rows, found)
+    explained = " ".join(f"“{panel.title}”: {panel.says}." for panel in panels if panel.says)
+    return Figure(name, title, f"{says} {explained}".rstrip(), source, made.bytes, "svg", _COLUMNS, rows, found)
 
 
 def _places(series: Sequence[Series], measure: str) -> dict[tuple[int, ...], float]:
@@ -138,9 +174,9 @@ def _draw_blocks(axes: Axes, series: Series, measure: str, places: dict[tuple[in
     if log and not all(m.mean > 0 for m in values):
         return
     blocks = sorted({m.layer[:-1] for m in values})  # a line goes through the last of their numbers
-    for number, block in enumerate(blocks):
+    for place, block in enumerate(blocks):
         line = sorted((m for m in values if m.layer[:-1] == block), key=lambda m: m.layer)
-        drawn = series if number == 0 else Series("_more", series.colour, [], [])
+        drawn = series if place == 0 else Series("_more", series.colour, [], [])
         draw_curve(axes, [places[m.layer] for m in line], line, drawn)
 
 

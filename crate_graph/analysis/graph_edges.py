@@ -41,7 +41,8 @@ def learned_edges(observations: list[Observation], traces: list[Trace]) -> Figur
         "edges",
         "The learned graphs, drawn on the picture",
         f"A detail of {observations[0].key}: each line joins two pixels, and the wider it is the more they are held to "
-        "be alike. Where the graph knows the picture, lines run along its contours and are thin across them.",
+        "be alike, next to the other edges of the same two pixels. Where a graph has learned contours, lines are wide "
+        "along them and thin across; where all lines are about as wide, it holds all neighbours to be alike.",
         f"{_PAPER}, on the weights; width is w_ij over its sum at i, and over that at j",
         made.bytes,
         "png",

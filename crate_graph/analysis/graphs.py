@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ def graph_figures(
     figures = [
         comparison(subject, other, observations[:count]),
         descent(series, guided=isinstance(subject.model, UGTVFast)),
-        _iterates(observations[:count], traces),
+        _iterates(subject.model, observations[:count], traces),
         learned_edges(observations[:count], traces),
         edge_entropy(series, traces[0].grids[0]),
         conjugate_gradients(series),
@@ -84,7 +86,7 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
     return Figure(
         "comparison",
         "Observed, estimated, and the original",
-        "From the known values on the left the network computes the estimate; interpolation is where it starts. "
+        "From the known values on the left the network computes the estimate; it starts from their interpolation. "
         "The last picture shows where it is wrong, black for not at all and yellow for a tenth of white or more.",
         f"{_PAPER}; PSNR of the values as they come, neither clipped nor rounded",
         made.bytes,
@@ -94,32 +96,81 @@ def comparison(subject: Subject, other: Subject | None, observations: list[Obser
     )
 
 
-def _iterates(observations: list[Observation], traces: list[Trace]) -> Figure:
+def _iterates(model: nn.Module, observations: list[Observation], traces: list[Trace]) -> Figure:
     """The first picture after each ADMM layer of each block, and PSNR of all of them."""
-    rows = []
-    for each, traced in zip(observations, traces, strict=True):
-        for block, iterates in enumerate(traced.iterates, start=1):
-            names = [*map(str, range(len(iterates) - 1)), "solution"]
-            for layer, x in zip(names, iterates, strict=True):
-                rows.append((each.key, block, layer, _psnr(x[None], each.clean)))
-    first, clean = traces[0], observations[0].clean
-    lines, columns = len(first.iterates), max(map(len, first.iterates))
-    with picture_sheet([1] * lines, columns) as made:
-        for block, (axes, iterates) in enumerate(zip(made.axes, first.iterates, strict=True), start=1):
+    guided = isinstance(model, UGTVFast)
+    steps = [
+        (each, block, layer, _psnr(x[None], each.clean))
+        for each, traced in zip(observations, traces, strict=True)
+        for block, iterates in enumerate(traced.iterates, start=1)
+        for layer, x in enumerate(_different(iterates))
+    ]
+    clean, shown = observations[0].clean, [_different(iterates) for iterates in traces[0].iterates]
+    begins = "guide" if guided else "start"
+    with picture_sheet([1] * len(shown), max(map(len, shown))) as made:
+        for block, (axes, iterates) in enumerate(zip(made.axes, shown, strict=True), start=1):
             for layer, (place, x) in enumerate(zip(axes, iterates, strict=False)):
-                name = {0: f"block {block}: start", len(iterates) - 1: "solution"}.get(layer, f"layer {layer}")
+                name = f"layer {layer}" if layer else f"block {block}: {begins}"
                 show(place, pixels(x[None]), f"{name}, {_psnr(x[None], clean):.2f} dB")
     return Figure(
         "iterates",
         "The picture on its way",
-        f"{observations[0].key} before the solver of each block and after each of its layers, as the mean over the "
-        "graphs. What the network gives out is the last solution with all known values put back.",
+        f"{observations[0].key} before the solver of each block and after each of its layers, as the weighted sum over "
+        f"the graphs. {_between(model)}",
         _PAPER,
         made.bytes,
         "png",
         ("picture", "block", "ADMM layer", "PSNR in dB"),
-        rows,
+        [(each.key, block, layer, psnr) for each, block, layer, psnr in steps],
+        _gains(guided, observations, steps),
     )
+
+
+def _different(iterates: list[Tensor]) -> list[Tensor]:
+    """Without the solution where it is what the last layer gave."""
+    return iterates[:-1] if torch.allclose(iterates[-1], iterates[-2], rtol=0, atol=1e-5) else iterates
+
+
+def _between(model: nn.Module) -> str:
+    """What happens around the solvers, in words."""
+    if isinstance(model, UGTVFast):
+        return (
+            "A block begins with convolutions, which turn the picture so far into a guide; known values are put into "
+            "it, and the solver starts there. What the network gives out is the last picture with all known values "
+            "put back."
+        )
+    if isinstance(model, UntrainedGraphNetwork):
+        return "What the network gives out is the last picture with all known values put back."
+    return (
+        "A block hands on a mean of its start and its solution, weighed by its learned skip. What the network gives "
+        "out is that of the last block with all known values put back."
+    )
+
+
+def _gains(guided: bool, observations: list[Observation], steps: list[tuple]) -> str:
+    """How many dB come within blocks and how many between them, mean over the pictures, in a sentence."""
+    within, between, first, last = [], [], [], []
+    for each in observations:
+        blocks: dict[int, list[float]] = {}
+        for _, block, _, psnr in (step for step in steps if step[0] is each):
+            blocks.setdefault(block, []).append(psnr)
+        ways = list(blocks.values())
+        within.append(sum(way[-1] - way[0] for way in ways))
+        between.append(sum(after[0] - before[-1] for before, after in pairwise(ways)))
+        first.append(ways[0][0])
+        last.append(ways[-1][-1])
+    of = f"mean of {len(observations)} pictures" if len(observations) > 1 else "this picture"
+    said = (
+        f"Here ({of}), from {fmean(first):.2f} to {fmean(last):.2f} dB: the solvers bring {_signed(fmean(within))} dB"
+    )
+    if len(blocks) < 2:
+        return f"{said}."
+    where = "the guides that convolutions learned" if guided else "the learned skips"
+    return f"{said} within the blocks, and {_signed(fmean(between))} dB come between the blocks, from {where}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _psnr(picture: Tensor, clean: Tensor) -> float:

@@ -36,9 +36,9 @@ CURVES = (
         "Compression: the rate of the tokens, given the subspaces",
         "Each layer's attention is to move the tokens towards a few learned subspaces, one for each head. Rᶜ counts "
         "the nats that it takes to write the tokens of one picture down once the subspaces are known: less is more "
-        "compressed. In the published CRATE it falls with depth after training, and hardly does before; other networks, "
-        "small ones and autoencoders among them, need not do so, and random weights may lie lower: tokens that hardly "
-        "differ take few nats, too.",
+        "compressed. In the published CRATE it falls with depth after training, and hardly does before. Other "
+        "networks, small ones and autoencoders among them, need not do so, and random weights may lie lower: tokens "
+        "that hardly differ take few nats, too.",
         _RATES,
         (
             Panel(_BEFORE, "rc_attention_input", "Rᶜ, nats"),
@@ -189,24 +189,39 @@ SPECTRA = {
 }
 
 # Of graph networks.
-LEFT = Panel("what CG leaves over", "system_residual", "share")
+LEFT = Panel(
+    "what CG leaves over",
+    "system_residual",
+    "share",
+    "each layer solves a linear system by a few CG steps; shown is the error left in its equations, as a share of the "
+    "error before them: 0 is solved, 1 is no nearer",
+)
+_ROUGHNESS = (
+    "how rough it still is after each layer of the solver; the first point of a block is where its solver starts"
+)
 DESCENT = (
-    Panel("GLR: the objective", "glr", "per pixel"),
-    Panel("GTV: the objective", "gtv", "per pixel"),
-    Panel("data residual", "data_residual", "root mean square"),
-    Panel("constraint violation", "constraint_violation", "largest error"),
+    Panel("GLR: the objective", "glr", "per pixel", _ROUGHNESS),
+    Panel("GTV: the objective", "gtv", "per pixel", _ROUGHNESS),
+    Panel("data residual", "data_residual", "root mean square", "by how much known values are missed on the whole"),
+    Panel("constraint violation", "constraint_violation", "largest error", "by how much the worst of them is missed"),
     LEFT,
 )
 ENTROPY = Panel("entropy of a pixel's edges", "edge_entropy", "nats")
 LEARNED = (
-    Panel("α: length of a CG step", "alpha", ""),
-    Panel("β: momentum of a CG step", "beta", ""),
-    Panel("γ: penalty of an ADMM layer", "gamma", ""),
-    Panel("threshold of an ADMM layer", "threshold", ""),
-    Panel("skip: how far a layer goes", "skip", ""),
-    Panel("weight of a head", "mix", ""),
-    Panel("trace of the metric M", "metric_trace", ""),
-    Panel("trust in noisy values", "trust", ""),
+    Panel("α: length of a CG step", "alpha", "", "how far each step goes along its direction"),
+    Panel(
+        "β: momentum of a CG step",
+        "beta",
+        "",
+        "how much of the direction before is kept; the first step of a layer has none before it, so its β has no "
+        "effect, never learns and is left out",
+    ),
+    Panel("γ: penalty of an ADMM layer", "gamma", "", "how strongly a layer's two halves are tied to each other"),
+    Panel("threshold of an ADMM layer", "threshold", "", "weighted differences across an edge below it are set to 0"),
+    Panel("skip: how far a layer goes", "skip", "", "1 takes the layer's result, 0 what it began with"),
+    Panel("weight of a head", "mix", "", "what each graph's solution is multiplied by before all are added up"),
+    Panel("trace of the metric M", "metric_trace", "", "how strongly unlike features of two pixels thin their edge"),
+    Panel("trust in noisy values", "trust", "", "how strongly known values bind where they are noisy"),
 )
 GRAPH_CURVES = (
     ("The objective's descent", DESCENT),

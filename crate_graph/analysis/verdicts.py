@@ -64,7 +64,9 @@ def _decoder(series: Sequence[Series]) -> str:
 
 def _dimensions(series: Sequence[Series]) -> str:
     """What an effective rank can be at most: the number of singular values."""
-    longest = {each.label: max((len(m.values) for m in each.matrices if "spectrum" in m.name), default=0) for each in series}
+    longest = {
+        each.label: max((len(m.values) for m in each.matrices if "spectrum" in m.name), default=0) for each in series
+    }
     found = {label: length for label, length in longest.items() if length}
     if len(set(found.values())) == 1:
         return f"An effective rank is at most {next(iter(found.values()))} here, the width of a token."
