@@ -57,7 +57,8 @@ def _words(heads: Heads) -> tuple[str, str]:
             "this magnifies small differences.",
             "arXiv 2412.17810: the membership of a patch over the sum of those of all patches",
         )
-    source = f"{_PAPER}: softmax over the patches of <U_k'z_i, U_k'z_cls>; query and key of a ViT"
+    products = "<U_k'z_i, U_k'z_cls>" if heads.white_box else "the products of keys with the query of that token"
+    source = f"{_PAPER}: softmax over the patches of {products}"
     if heads.has_class_token:
         return (
             "For each picture and each head: how strongly the class token attends to every patch, from black for 0.",
@@ -90,7 +91,7 @@ def pca_figure(seen: list[np.ndarray], captions: list[Caption], heads: Heads, wh
         "well. What is in front, above the mean of all patches, is then coloured by three more: patches that the "
         "network holds to be alike have like colours, in all pictures together, and what is behind is light grey. "
         f"Pictures of one class show best whether a part keeps its colour.{explained(captions)}",
-        f"{_PAPER}: PCA of the coordinates U_k'z; the first component is cut at its mean, then PCA of what is left",
+        f"{_PAPER}: PCA of {heads.features_in_words}; the first component is cut at its mean, then PCA of what is left",
         made.bytes,
         "png",
         ("picture", "patch row", "patch column", "first component", "in front", "red", "green", "blue"),

@@ -65,7 +65,7 @@ def _likeliest(subject: Subject, samples: list[Sample]) -> list[tuple[int, float
 def explained(captions: Sequence[Caption]) -> str:
     """What a reader must know of the captions, as a sentence that goes on from another; empty where it is nothing."""
     if any(caption.wrong for caption in captions):
-        return " A caption in orange: the network takes the picture for another class than it is of."
+        return " A caption in red: the network takes the picture for another class than it is of."
     if any(caption.predicted and not caption.label for caption in captions):
         return " Predicted is the likeliest of the classes that the network knows; the picture may be of none of them."
     return ""

@@ -93,14 +93,32 @@ def _last_layer(result: dict[str, Any]) -> Iterator[str]:
     """The numbers of the last layer as a table, by the names of the report; those that no curve shows are left out."""
     from crate_graph.analysis.panels import named
 
-    trained, random = result["last_layer"], result["random_weights"]["last_layer"]
-    rows = [("in the last layer", "trained", result["random_weights"]["start"], "")]
-    for panel in named(trained):
-        rows.append((panel.title, _number(trained[panel.measure]), _number(random[panel.measure]), panel.unit))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        yield f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+    trained, random, compared = result["last_layer"], result["random_weights"], result["compared"]
+    columns = [trained, random["last_layer"]]
+    heads = ["trained", random["start"]]
+    if compared is not None:
+        columns.append(compared["last_layer"])
+        heads.append(f"{compared['model']}, to compare")
+    nothing = _LOWERED if random["nothing_to_lower"] else ()
+    rows = [("in the last layer", *heads, "")]
+    for panel in named(set().union(*columns)):
+        numbers = [_number(column.get(panel.measure)) for column in columns]
+        if panel.measure in nothing:
+            numbers[1] = _NONE
+        rows.append((panel.title, *numbers, panel.unit))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns) + 1)]
+    for name, *numbers, unit in rows:
+        aligned = [f"{number:>{width}}" for number, width in zip(numbers, widths[1:], strict=True)]
+        yield "  ".join([f"  {name:<{widths[0]}}", *aligned, unit]).rstrip()
+    if nothing:
+        yield f"  {_NONE}: {random['nothing_to_lower'][0].lower()}{random['nothing_to_lower'][1:]}"
 
 
-def _number(last: dict[str, Any]) -> str:
-    return f"{last['mean']:.4g}" + ("" if last["std"] is None else f" ± {last['std']:.2g}")
+_NONE = "-"
+_LOWERED = ("gtv", "system_residual")  # the objective and its equations
+
+
+def _number(last: dict[str, Any] | None) -> str:
+    if last is None:
+        return _NONE
+    return f"{last['mean']:.4g}" + (f" ± {last['std']:.2g}" if last["std"] else "")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 TRAINED, INITIAL, OTHER = "#0b6e4f", "#8a8f98", "#b5651d"
+WRONG = "#c5221f"  # of a caption
 WIDTH = 10.0  # inches of a sheet
 ACROSS = 4  # pictures beside each other
 LETTERS = 32  # of a line of a caption, over one of ACROSS pictures
@@ -147,16 +148,16 @@ def show_captioned(
     axes: Axes,
     picture: np.ndarray,
     lines: Sequence[str],
-    orange: bool = False,
+    wrong: bool = False,
     letters: int = 0,
     name: str = "the picture",
 ) -> None:
-    """A picture under its caption, orange where that is asked.
+    """A picture under its caption, red where the network is wrong.
 
     Its lines are cut at so many `letters`, or else are one that runs over what is beside it, above the `name`.
     """
     title = "\n".join(shortened(line, letters) for line in lines) if letters else f"{', '.join(lines)}\n{name}"
-    show(axes, picture, title.replace("$", r"\$"), colour=OTHER if orange else "black")
+    show(axes, picture, title.replace("$", r"\$"), colour=WRONG if wrong else "black")
 
 
 def shortened(text: str, letters: int) -> str:

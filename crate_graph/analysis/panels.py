@@ -237,12 +237,20 @@ MISSING = {  # what `layers.undefined` names
     "decoder_sparse_rate_reduction": "the objective of its decoder",
     "decoder_ista_step_bound": "the length of a step of its decoder",
 }
-METRICS = {  # of an evaluation
-    "top1": "right, %",
-    "top5": "right among five, %",
-    "psnr": "PSNR, dB",
-    "psnr_of_visible_mean": "PSNR of the plainest guess, dB",
-    "ssim": "SSIM",
+METRICS = {  # of an evaluation, by task
+    "classification": {"loss": "loss", "top1": "right, %", "top5": "right among five, %"},
+    "masked_autoencoding": {
+        "loss": "loss",
+        "psnr": "PSNR of hidden pixels, dB",
+        "psnr_of_visible_mean": "PSNR of the plainest guess, dB",
+    },
+    "restoration": {
+        "loss": "loss",
+        "psnr": "PSNR, dB",
+        "ssim": "SSIM",
+        "psnr_pooled": "PSNR of all values pooled, unclipped, dB",
+        "ssim_float": "SSIM, unclipped",
+    },
 }
 _PROJECTIONS = {"": "", "_query": ", queries", "_key": ", keys", "_value": ", values"}  # of a ViT
 

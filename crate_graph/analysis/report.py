@@ -34,6 +34,8 @@ class Report:
     title: str
     about: str
     facts: dict[str, Any]
+    of: str  # of which pictures the numbers among the facts are
+    compared: dict[str, Any]  # the facts of a second model, if any
     notes: Sequence[str]
     figures: Sequence[Figure]
     words: dict[str, str]  # what a reader must know, and what it means

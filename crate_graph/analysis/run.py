@@ -13,10 +13,12 @@ from crate_graph.analysis.attention import attention_figure, pca_figure
 from crate_graph.analysis.captions import captions_of
 from crate_graph.analysis.curves import Series, curve_figures, series_of
 from crate_graph.analysis.figures import Figure, check_drawing
+from crate_graph.analysis.graph_curves import nothing_to_lower
 from crate_graph.analysis.graphs import comparison, graph_figures, is_graph_network, restorer_series
+from crate_graph.analysis.header import evaluated, head_of, title_of
 from crate_graph.analysis.layers import MEASURED, has_measures, undefined
 from crate_graph.analysis.measured import Measured
-from crate_graph.analysis.panels import GRAPH_WORDS, METRICS, MISSING, WORDS
+from crate_graph.analysis.panels import GRAPH_WORDS, MISSING, WORDS
 from crate_graph.analysis.pictures import Sample, View, observations_of, samples_of
 from crate_graph.analysis.probe import SIDE, last_layer
 from crate_graph.analysis.reconstruction import reconstruction_figure
@@ -25,6 +27,7 @@ from crate_graph.analysis.segmentation import iou_figure, judge, segmentation_fi
 from crate_graph.analysis.subject import Subject, open_subject
 from crate_graph.analysis.tokens import choose_layer, heads_at, resized
 from crate_graph.errors import UserError
+from crate_graph.models.ugtv_fast import UGTVFast
 from crate_graph.redaction import redact
 from crate_graph.tasks.build import check_degradation, describe
 
@@ -61,22 +64,36 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
     show = _restorer if subject.task == "restoration" else _transformer
     figures, series, about = show(subject, other, request)
     report = Report(
-        title=f"What {subject.architecture} does, layer by layer",
+        title=title_of(subject),
         about=about,
-        facts={"analysed": redact(name), **{METRICS.get(name, name): fact for name, fact in subject.facts.items()}},
+        facts={"analysed": redact(name), **head_of(subject)},
+        of=" ".join(dict.fromkeys(evaluated(each, request.images) for each in (subject, other) if each is not None)),
+        compared={} if other is None else {"compared with": redact(other.name), **head_of(other)},
         notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,
-        words=GRAPH_WORDS if is_graph_network(subject.model) else WORDS,
+        words=_words(subject, other),
         command=redact(_command(name, output, request)),
     )
     files = write_report(report, output, force=request.force)
+    guided = isinstance(subject.model, UGTVFast)
+    random = {"start": subject.start, "last_layer": _last_layer(series[1].measured)}
     return {
         "report": str(output / REPORT),
         "model": subject.architecture,
         "figures": {f.name: [str(path) for path in files if path.stem == f.name] for f in figures},
         "last_layer": _last_layer(series[0].measured),
-        "random_weights": {"start": subject.start, "last_layer": _last_layer(series[1].measured)},
+        "random_weights": {**random, "nothing_to_lower": nothing_to_lower(series, guided)},
+        "compared": None
+        if other is None
+        else {"model": other.architecture, "name": other.name, "last_layer": _last_layer(series[2].measured)},
     }
+
+
+def _words(subject: Subject, other: Subject | None) -> dict[str, str]:
+    words = GRAPH_WORDS if is_graph_network(subject.model) else WORDS
+    if other is None:
+        return words
+    return {**words, "orange": f"in curves, the second model, {other.architecture} of {redact(other.name)}."}
 
 
 def _place(subject: Subject, request: Request) -> str:
@@ -158,12 +175,21 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
     )
     if views[0].config.size != subject.view.size:
         about += f" Maps are of {views[0].config.size} x {views[0].config.size} pixels."
+    if len(set(layers)) > 1 and request.layer is None:
+        about += (
+            f" Maps are of {' and of '.join(map(_map_layer, models, layers))}: published maps show the last layer but "
+            f"one of CRATE, where objects are clearest, and the last of a ViT; --layer chooses one for both."
+        )
     if subject.task == "masked_autoencoding":
         about += (
             f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "
             f"encoder, which sees whole pictures there."
         )
     return figures, series, about
+
+
+def _map_layer(subject: Subject, layer: int) -> str:
+    return f"layer {layer} of {len(subject.model.blocks)} of {subject.architecture}"
 
 
 def _say(text: str) -> None:

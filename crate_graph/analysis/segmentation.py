@@ -145,9 +145,10 @@ def segmentation_figure(
         "maskcut",
         f"Objects cut out without a label, {where}",
         "Patches whose tokens point the same way are tied together, and the picture is cut where the fewest ties are; "
-        "first found is green, then orange and blue. Nobody told the network where an object ends: clean outlines show "
-        f"that it knows.{explained(captions)}",
-        "MaskCut, arXiv 2301.11320, after TokenCut, arXiv 2202.11539, on the features of arXiv 2308.16271; tau 0.15",
+        "first found is green, then orange and blue. Nobody told the network where an object ends. Clean outlines do "
+        "not yet show that it knows: contrast alone, as of something bright on black, gives them in hardly trained "
+        f"networks, too.{explained(captions)}",
+        f"MaskCut, arXiv 2301.11320, after TokenCut, arXiv 2202.11539, on {heads.features_in_words}; tau 0.15",
         made.bytes,
         "png",
         ("picture", "object", "patch row", "patch column"),

@@ -36,6 +36,7 @@ class Heads:
     grid: tuple[int, int]  # h, w
     has_class_token: bool
     memberships: Tensor | None = None  # of ToST, pi (B, K, h w), adds up to 1 over K
+    white_box: bool = True  # queries and keys are the same coordinates U_k'z
 
     def attention(self) -> Tensor:
         """How the class token attends to the patches: softmax over them of <U_k'z_i, U_k'z_cls> / sqrt(p).
@@ -49,6 +50,10 @@ class Heads:
         asking = self.queries[:, :, :1] if self.has_class_token else self.queries[:, :, self.prefix :]
         scores = asking @ patches.mT * patches.shape[-1] ** -0.5  # (B, K, 1 or hw, hw)
         return scores.softmax(dim=-1).mean(dim=2).unflatten(-1, self.grid)
+
+    @property
+    def features_in_words(self) -> str:
+        return "the coordinates U_k'z of all heads" if self.white_box else "the keys of all heads"
 
     def features(self) -> Tensor:
         """The keys of all heads side by side, in CRATE and its relatives U_1'z .. U_K'z: (B, h w, K p)."""
@@ -87,7 +92,8 @@ def heads_at(subject: Subject, layer: int, images: Tensor) -> Heads:
     grid = images.shape[-2] // patch[0], images.shape[-1] // patch[1]
     if isinstance(block, ToSTBlock):
         return Heads(queries, keys, 0, grid, False, memberships(keys, block.tssa.temperature.detach()))
-    return Heads(queries, keys, model.num_prefix_tokens, grid, getattr(model, "cls_token", None) is not None)
+    has_class_token = getattr(model, "cls_token", None) is not None
+    return Heads(queries, keys, model.num_prefix_tokens, grid, has_class_token, white_box=white)
 
 
 def resized(subject: Subject, size: int) -> nn.Module:

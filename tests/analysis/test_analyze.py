@@ -146,6 +146,8 @@ def test_a_report_of_crate_is_whole(report):
     shares = [f"{last['nonzero_output']['mean']:.4g}" for last in (trained, random["last_layer"])]
     found = re.search(r"Here, in the last layer \(after the layer; share that is not zero\)\. [^<]*", page)[0]
     assert all(share in found for share in shares) and page.count("that is no contradiction") == 3
+    assert "<dt>compared with</dt>" in page and "in curves, the second model" in page and "in orange" not in page
+    assert result["compared"]["last_layer"] == trained
     assert "Measured on 3 pictures of" in page and "beside the same network before training (seed 0)" in page
 
 
@@ -198,6 +200,21 @@ def test_a_report_of_a_graph_network_is_whole(graph_report):
     assert result["last_layer"]["gtv"]["layer"] == [2, 2]
     (first,) = {row["picture"] for row in rows_of(output, "iterates")}
     assert first == rows_of(output, "comparison")[0]["picture"]
+
+
+def test_a_report_of_a_graph_network_says_where_the_decibels_come_from(graph_report):
+    output, result = graph_report
+    page = (output / "report.html").read_text()
+    way = {(row["block"], row["ADMM layer"]): float(row["PSNR in dB"]) for row in rows_of(output, "iterates")}
+    assert set(way) == {(block, layer) for block in "12" for layer in "012"}, "the solution is what layer 2 gave"
+    within = sum(way[block, "2"] - way[block, "0"] for block in "12")
+    between = way["2", "0"] - way["1", "2"]
+    found = re.search(r"Here \(this picture\), from [^<]*", page)[0].replace("−", "-")
+    assert f"the solvers bring {within:+.2f} dB" in found and f"and {between:+.2f} dB come between" in found
+    entropy = result["last_layer"]["edge_entropy"]["mean"]
+    assert f"ugtv_fast, trained: nearly uniform: {entropy:.4g}" in page
+    assert result["random_weights"]["nothing_to_lower"] in page
+    assert "“what CG leaves over”: " in page and "“data residual”: " not in page
 
 
 def test_a_browser_draws_the_report_of_a_graph_network(graph_report, tmp_path):

@@ -293,6 +293,10 @@ def test_a_report_of_an_autoencoder_shows_completed_pictures(autoencoder, tmp_pa
         error = (images[0] - images[1])[where[number]].square().mean()
         assert float(row["PSNR of the hidden pixels"]) == pytest.approx(-10 * error.log10().item(), abs=0.02)
     page = (output / "report.html").read_text()
+    assert "On the hidden pixels of these 3 pictures it has" in page and "PSNR of hidden pixels, dB" in page
+    assert "of the hidden pixels of each, of the evaluation of toy (fashion_mnist, split test)" in page
+    assert "From the first to the last layer (after the layer; Rᶜ, nats). " in page
+    assert page.count("so what is derived is ") == 2
     assert "60% of the patches are hidden" in page and "the sparsity of its decoder" in page
 
 
