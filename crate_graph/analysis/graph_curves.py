@@ -34,7 +34,7 @@ def descent(series: Sequence[Series], guided: bool) -> Figure:
     return _sequences(
         "descent",
         "The objective's descent",
-        f"Each block is to lower {formula}, the roughness of {of} on its own graph, while known values stay as they "
+        f"Each block is to lower {formula}, the roughness of {of} on its own graph, while known values are to stay as they "
         f"are.{f' {note}' if note else ''}",
         _PAPER,
         DESCENT,
@@ -157,6 +157,8 @@ def _sequences(name, title, says, source, panels, series, width: float = 0.0, lo
         lines, labels = made.axes[0, 0].get_legend_handles_labels()
         made.drawing.legend(lines, labels, loc="outside lower left", ncols=3, fontsize=9)
     found = f"Here 0 throughout, and so not drawn: {', '.join(panel.title for panel in zero)}." if zero else ""
+    if log and (hidden := [each.label for each in series if not _positive(each, panels[0].measure)]):
+        found = f"Not drawn, because it is 0 and the scale is of powers: {'; '.join(hidden)}."
     explained = " ".join(f"“{panel.title}”: {panel.says}." for panel in panels if panel.says)
     return Figure(name, title, f"{says} {explained}".rstrip(), source, made.bytes, "svg", _COLUMNS, rows, found)
 
@@ -171,13 +173,17 @@ def _places(series: Sequence[Series], measure: str) -> dict[tuple[int, ...], flo
 def _draw_blocks(axes: Axes, series: Series, measure: str, places: dict[tuple[int, ...], float], log: bool) -> None:
     """A line for each block; none of a series with a 0 where the scale is of powers."""
     values = [m for m in series.measured if m.name == measure]
-    if log and not all(m.mean > 0 for m in values):
+    if log and not _positive(series, measure):
         return
     blocks = sorted({m.layer[:-1] for m in values})  # a line goes through the last of their numbers
     for place, block in enumerate(blocks):
         line = sorted((m for m in values if m.layer[:-1] == block), key=lambda m: m.layer)
         drawn = series if place == 0 else Series("_more", series.colour, [], [])
         draw_curve(axes, [places[m.layer] for m in line], line, drawn)
+
+
+def _positive(series: Series, measure: str) -> bool:
+    return all(m.mean > 0 for m in series.measured if m.name == measure)
 
 
 def _name_blocks(axes: Axes, places: dict[tuple[int, ...], float]) -> None:

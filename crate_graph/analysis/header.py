@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,17 +35,20 @@ def head_of(subject: Subject) -> dict[str, Any]:
     return {**found, **step, **{metrics.get(name, name): value for name, value in facts.items()}}
 
 
-def evaluated(subject: Subject, shown: str | None) -> str:
+def evaluated(subjects: Sequence[Subject], shown: str | None) -> str:
     """Of which pictures the metrics of the head are, and which mean; empty where it has none.
 
     shown: the folder of pictures that the report is measured on instead, if any.
     """
-    if not _metrics(subject):
+    known = [each for each in subjects if _metrics(each)]
+    if not known:
         return ""
-    where = f"{redact(subject.facts.get('trained on') or subject.dataset)}, split {subject.split}"
-    said = (
-        f"{_MEANS[subject.task]} of the evaluation of {subject.facts.get('recipe') or subject.architecture} ({where})"
+    ways = dict.fromkeys(
+        f"{each.facts.get('recipe') or each.architecture} ({redact(each.facts.get('trained on') or each.dataset)}, "
+        f"split {each.split})"
+        for each in known
     )
+    said = f"{_MEANS[known[0].task]} of the evaluation of {' and of that of '.join(ways)}"
     return f"{said}, not of the pictures in {redact(shown)}." if shown is not None else f"{said}."
 
 

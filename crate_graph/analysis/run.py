@@ -67,7 +67,7 @@ def analyze(name: str, output: Path, request: Request) -> dict[str, Any]:
         title=title_of(subject),
         about=about,
         facts={"analysed": redact(name), **head_of(subject)},
-        of=" ".join(dict.fromkeys(evaluated(each, request.images) for each in (subject, other) if each is not None)),
+        of=evaluated([subject] if other is None else [subject, other], request.images),
         compared={} if other is None else {"compared with": redact(other.name), **head_of(other)},
         notes=[*subject.notes, *_missing(subject, other)],
         figures=figures,

@@ -214,6 +214,7 @@ def test_a_report_of_a_graph_network_says_where_the_decibels_come_from(graph_rep
     entropy = result["last_layer"]["edge_entropy"]["mean"]
     assert f"ugtv_fast, trained: nearly uniform: {entropy:.4g}" in page
     assert result["random_weights"]["nothing_to_lower"] in page
+    assert "is 0 and the scale is of powers: with random weights (seed 0)." in page
     assert "“what CG leaves over”: " in page and "“data residual”: " not in page
 
 

@@ -144,10 +144,12 @@ def test_the_head_says_what_is_built_how_far_it_came_and_of_what_its_numbers_are
     built = {"layers": "2", "width": 24, "heads": 3, "patch": "4 x 4", "parameters": count}
     assert built.items() <= head.items() and head["step"] == "3 of 5" and head["right, %"] == 40.0
     unfinished = replace(vit, facts={"recipe": "toy", "trained on": "toys", "step": 3})
-    assert head_of(unfinished)["step"] == "3 of 5, not evaluated" and evaluated(unfinished, None) == ""
+    assert head_of(unfinished)["step"] == "3 of 5, not evaluated" and evaluated([unfinished], None) == ""
     assert head_of(replace(vit, facts={**vit.facts, "step": 5}))["step"] == "5"
-    assert evaluated(vit, None).endswith("of the evaluation of toy (toys, split test).")
-    assert evaluated(vit, "photos").endswith("(toys, split test), not of the pictures in photos.")
+    assert evaluated([vit, vit], None).endswith("of the evaluation of toy (toys, split test).")
+    assert evaluated([vit], "photos").endswith("(toys, split test), not of the pictures in photos.")
+    other = replace(vit, facts={**vit.facts, "recipe": "toy2"})
+    assert "of toy (toys, split test) and of that of toy2 (toys, split test)." in evaluated([vit, other], None)
     unnamed = replace(vit, facts={"recipe": "not recorded"})
     assert title_of(unnamed) == "What vit does, layer by layer" and "step" not in head_of(unnamed)
 
