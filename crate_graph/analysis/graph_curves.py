@@ -34,8 +34,8 @@ def descent(series: Sequence[Series], guided: bool) -> Figure:
     return _sequences(
         "descent",
         "The objective's descent",
-        f"Each block is to lower {formula}, the roughness of {of} on its own graph, while known values are to stay as they "
-        f"are.{f' {note}' if note else ''}",
+        f"Each block is to lower {formula}, the roughness of {of} on its own graph, while known values are to stay "
+        f"as they are.{f' {note}' if note else ''}",
         _PAPER,
         DESCENT,
         [_only(each, depth=2) for each in series],

@@ -175,11 +175,8 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
     )
     if views[0].config.size != subject.view.size:
         about += f" Maps are of {views[0].config.size} x {views[0].config.size} pixels."
-    if len(set(layers)) > 1 and request.layer is None:
-        about += (
-            f" Maps are of {' and of '.join(map(_map_layer, models, layers))}: published maps show the last layer but "
-            f"one of CRATE, where objects are clearest, and the last of a ViT; --layer chooses one for both."
-        )
+    if request.layer is None:
+        about += different_layers(models, layers)
     if subject.task == "masked_autoencoding":
         about += (
             f" For the curves {subject.mask_ratio:.0%} of each picture is hidden, as in training; maps are of the "
@@ -188,8 +185,18 @@ def _transformer(subject: Subject, other: Subject | None, request: Request) -> S
     return figures, series, about
 
 
-def _map_layer(subject: Subject, layer: int) -> str:
-    return f"layer {layer} of {len(subject.model.blocks)} of {subject.architecture}"
+def different_layers(models: Sequence[Subject], layers: Sequence[int]) -> str:
+    """Why maps of two models are not of the same layer, as a sentence that goes on from another; else empty."""
+    if len(set(layers)) == 1:
+        return ""
+    shown = [
+        f"layer {layer} of {len(each.model.blocks)} of {each.architecture}"
+        for each, layer in zip(models, layers, strict=True)
+    ]
+    return (
+        f" Maps are of {' and of '.join(shown)}: published maps are of the last layer but one of CRATE and its "
+        f"relatives, and of the last of a ViT and ToST; --layer chooses one for both."
+    )
 
 
 def _say(text: str) -> None:

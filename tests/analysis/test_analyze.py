@@ -23,6 +23,7 @@ from crate_graph.analysis.curves import curve_figures, series_of
 from crate_graph.analysis.graph_trace import trace
 from crate_graph.analysis.graphs import comparison, restorer_series
 from crate_graph.analysis.pictures import Observation, Sample, View, observations_of, samples_of
+from crate_graph.analysis.run import different_layers
 from crate_graph.analysis.segmentation import intersection_over_union, mask_cut
 from crate_graph.analysis.subject import Subject, open_subject
 from crate_graph.analysis.tokens import choose_layer, heads_at
@@ -290,6 +291,9 @@ def test_a_vit_has_curves_too_and_maps_of_larger_pictures():
 def test_layers_of_maps():
     crate, vit = subject_of("crate_tiny_patch16_224"), subject_of("vit_tiny_patch16_224")
     assert (choose_layer(crate, None), choose_layer(vit, None), choose_layer(crate, 1)) == (2, 3, 1)
+    said = different_layers([crate, vit], [2, 3])
+    assert "of layer 2 of 3 of crate_tiny_patch16_224 and of layer 3 of 3 of vit_tiny_patch16_224: " in said
+    assert different_layers([crate, vit], [1, 1]) == ""
     with pytest.raises(UserError, match="3 layers; choose one from 1 to 3"):
         choose_layer(crate, 4)
 
