@@ -1,8 +1,9 @@
-"""Names of classes as names of folders, which `extract` writes and `make` finds again."""
+"""Names of classes as names of folders, which `extract` writes and `make` finds again; one class under both names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # between folders, and what some file system refuses
 LONGEST = 200  # bytes; file systems allow 255
@@ -29,3 +30,20 @@ def folder_name(name: str) -> str:
     safe = re.sub(UNSAFE, "_", name).strip()
     safe = re.sub(r"^\.|\.$|^$", "_", safe)
     return safe.encode()[:LONGEST].decode(errors="ignore").rstrip()
+
+
+def are_named(classes: Sequence[str]) -> bool:
+    """Whether these are names; what only counts its classes has their numbers in the place of names."""
+    return tuple(classes) != tuple(map(str, range(len(classes))))
+
+
+def match_classes(known: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
+    """For each of `names` its number among the `known`, either of which may be in another order or names of folders.
+
+    None where they are not the same classes.
+    """
+    for one, other in ((known, names), (class_folders(list(known)), class_folders(list(names)))):
+        if len(one) == len(other) and set(one) == set(other):
+            place = {name: number for number, name in enumerate(one)}
+            return tuple(place[name] for name in other)
+    return None

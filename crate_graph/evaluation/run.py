@@ -77,9 +77,17 @@ def _judge(
         Objective(model, build_task(recipe, subject.mean, subject.std), recipe.precision).to(ranks.device).eval()
     )
 
+    if subject.labels and ranks.is_main:
+        logger.warning(
+            "%s: has its classes in another order than the model, or under names of folders; they are matched by name",
+            subject.dataset.name,
+        )
+    numbers = torch.tensor(subject.labels, device=ranks.device)
+
     def measure(batch: MicroBatch) -> Tensor:
+        images, targets, weights = batch
         with torch.inference_mode():
-            return objective(*batch)
+            return objective(images, numbers[targets] if subject.labels else targets, weights)
 
     with naming_a_lost_peer():
         loader = build_eval_loader(

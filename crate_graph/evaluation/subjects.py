@@ -16,6 +16,7 @@ from crate_graph.checkpoint.store import resolve
 from crate_graph.config.load import load_recipe, make_recipe
 from crate_graph.config.schema import Degradation, Recipe
 from crate_graph.data import Dataset, open_dataset
+from crate_graph.data.class_folders import are_named, folder_name, match_classes
 from crate_graph.data.photographs import is_folder_of_pictures
 from crate_graph.data.remote.cache import ShardCache
 from crate_graph.errors import UserError
@@ -53,6 +54,7 @@ class Subject:
     dataset: Dataset | None = None  # opened, but for restoration
     mean: Sequence[float] = ()  # of the data that the model was trained on, likewise
     std: Sequence[float] = ()
+    labels: tuple[int, ...] = ()  # the model's number of each class of the data set, where they differ
 
 
 def open_subject(name: str, data: str, overrides: Sequence[str] = ()) -> Subject:
@@ -129,9 +131,10 @@ def _open_checkpoint(checkpoint: str, data: str, overrides: Sequence[str]) -> Su
         _check_problem(str(folder), trained.data.degradation, trained.data.color, recipe)
         return Subject(model, recipe, described)
     dataset = open_dataset(recipe.data.dataset, recipe.data.root, ShardCache(recipe.data.cache, recipe.data.remote))
-    _check_classes(data, dataset, manifest)
+    _check_kind(data, dataset, manifest)
     before = manifest["dataset"]
-    return Subject(model, recipe, described, dataset, before["mean"], before["std"])
+    labels = _labels(data, dataset, manifest)
+    return Subject(model, recipe, described, dataset, before["mean"], before["std"], labels)
 
 
 def _check_problem(where: str, degradation: Degradation, color: str, recipe: Recipe) -> None:
@@ -141,7 +144,7 @@ def _check_problem(where: str, degradation: Degradation, color: str, recipe: Rec
         raise UserError(f"{where}: was trained with data.color={color}; leave data.color as it was")
 
 
-def _check_classes(data: str, dataset: Dataset, manifest: dict[str, Any]) -> None:
+def _check_kind(data: str, dataset: Dataset, manifest: dict[str, Any]) -> None:
     trained, data = manifest["dataset"], redact(data)
     if manifest["model"]["num_classes"] not in (None, dataset.num_classes):
         raise UserError(
@@ -153,3 +156,28 @@ def _check_classes(data: str, dataset: Dataset, manifest: dict[str, Any]) -> Non
             f"{data}: images have {dataset.channels} channels, the model was trained on {len(trained['mean'])} "
             f"({trained['name']}); choose a data set of the same kind"
         )
+
+
+def _labels(data: str, dataset: Dataset, manifest: dict[str, Any]) -> tuple[int, ...]:
+    """The model's number of each class of the data set, by name; empty where it is the same, or one has no names.
+
+    Raises:
+        UserError: both have names, and not those of the same classes.
+    """
+    trained, found = manifest["dataset"]["classes"], dataset.classes
+    if manifest["model"]["num_classes"] != len(trained) or not (are_named(trained) and are_named(found)):
+        return ()
+    labels = match_classes(trained, found)
+    if labels is None:
+        raise UserError(
+            f"{redact(data)}: its classes are not those that the model was trained on ({manifest['dataset']['name']}): "
+            f"{_some_of(found, trained)} here, {_some_of(trained, found)} there; choose a data set with the same "
+            f"classes, rename those in its dataset.yaml, or fine-tune with model.init_from"
+        )
+    return () if labels == tuple(range(len(labels))) else labels
+
+
+def _some_of(names: Sequence[str], others: Sequence[str]) -> str:
+    """The first names that are not among the others, which the others may have as names of folders."""
+    own = [name for name in names if not {name, folder_name(name)} & {*others, *map(folder_name, others)}] or names
+    return ", ".join(map(repr, own[:3])) + (" ..." if len(own) > 3 else "")

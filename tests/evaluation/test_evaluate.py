@@ -1,9 +1,16 @@
 """The verbs that take a trained checkpoint further."""
 
 import json
+import shutil
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from crate_graph.cli import main
+from crate_graph.data import open_dataset
+from crate_graph.data.class_folders import class_folders
+from crate_graph.evaluation.subjects import open_subject
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,46 @@ def test_a_data_set_of_another_kind_is_refused(forks, trained):
     assert ended.returncode == 2 and "channels" in ended.stderr
     ended = forks.run("evaluate", trained.run_dir, "--data", "cifar100")
     assert ended.returncode == 2 and "classes" in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def clothes(fashion, tmp_path_factory):
+    """The same pictures from folders of their classes: in alphabetical order, T-shirt/top under T-shirt_top."""
+    folder = tmp_path_factory.mktemp("clothes")
+    assert main(["shards", "extract", str(fashion), "--by-class", "--output", str(folder / "tree")]) == 0
+    assert main(["shards", "make", str(folder / "tree"), "--split", "test", "--output", str(folder / "shards")]) == 0
+    return folder / "shards"
+
+
+def test_classes_in_another_order_are_matched_by_name(forks, trained, clothes):
+    ended = forks.run("evaluate", trained.run_dir, "--data", clothes, "--json")
+    metrics, result = trained.summary["metrics"], json.loads(ended.stdout)
+    assert result["samples"] == 200
+    assert {name: result[name] for name in metrics} == pytest.approx(metrics, rel=1e-5)
+    (line,) = (line for line in ended.stderr.splitlines() if "matched by name" in line)
+    assert "has its classes in another order" in line
+
+
+def renamed(clothes, folder, classes):
+    shutil.copytree(clothes, folder)
+    described = yaml.safe_load((clothes / "dataset.yaml").read_text())
+    (folder / "dataset.yaml").write_text(yaml.safe_dump({**described, "classes": classes(described["classes"])}))
+    return str(folder)
+
+
+def test_classes_of_other_names_are_refused(trained, clothes, tmp_path, capsys):
+    other = renamed(clothes, tmp_path / "other", lambda names: ["Anorak", *names[1:9], "Wellies"])
+    assert main(["evaluate", str(trained.run_dir), "--data", other]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"crate-graph: error: {other}: its classes are not those that the model was trained on")
+    assert "'Anorak', 'Wellies' here, 'Trouser', 'Ankle boot' there; choose" in line
+
+
+def test_classes_that_are_counted_or_in_order_stay_as_they_are(trained, clothes, fashion, tmp_path):
+    assert open_subject(str(trained.run_dir), str(fashion)).labels == ()
+    assert open_subject(str(trained.run_dir), renamed(clothes, tmp_path / "counted", len)).labels == ()
+    in_order = renamed(clothes, tmp_path / "in_order", lambda _: list(class_folders(list(open_dataset(fashion).classes))))
+    assert open_subject(str(trained.run_dir), in_order).labels == ()
 
 
 def test_tensorboard_and_metrics_hold_what_the_readme_says(trained):
