@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -144,18 +145,39 @@ def _published(path: Path, metadata: dict[str, str]) -> Exported:
     view = EvalTransform(
         size=size, resize=round(size * 256 / 224), interpolation="bicubic" if family == "tost" else "bilinear"
     )
-    notes = ("Published weights do not say how pictures were normalised; here it is by ImageNet's mean and deviation.",)
+    mean, std, notes = _normalisation(metadata, model.in_chans)
     return Exported(
         family,
         model,
         partial(create_published, family, config),
-        IMAGENET_DEFAULT_MEAN,
-        IMAGENET_DEFAULT_STD,
+        mean,
+        std,
         view,
         "",
         {"weights": "published", "layers": config["depth"], "width": config["dim"], "patch": config["patch_size"]},
         notes,
+        _listed(metadata, "classes"),
     )
+
+
+def _normalisation(metadata: dict[str, str], channels: int) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
+    """Mean and deviation that a file of published weights says, or ImageNet's and a note on them."""
+    mean, std = _listed(metadata, "mean"), _listed(metadata, "std")
+    if len(mean) == len(std) == channels:
+        return mean, std, ()
+    note = "Published weights do not say how pictures were normalised; here it is by ImageNet's mean and deviation."
+    own = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    mean, std = own if channels == len(IMAGENET_DEFAULT_MEAN) else ([fmean(values)] * channels for values in own)
+    return mean, std, (note,)
+
+
+def _listed(metadata: dict[str, str], key: str) -> list[Any]:
+    """The list that a file's metadata has under a key; empty where it has none."""
+    try:
+        found = json.loads(metadata.get(key, "[]"))
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _without_pretrained(arguments: dict[str, Any]) -> dict[str, Any]:

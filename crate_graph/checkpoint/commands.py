@@ -135,21 +135,38 @@ def _prune(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _convert(args: argparse.Namespace) -> list[dict[str, Any]]:
     from safetensors.torch import save
 
-    from crate_graph.checkpoint.initial import read_weights
+    from crate_graph.checkpoint.initial import read_origin
     from crate_graph.models.published import from_published, to_published
     from crate_graph.whole_files import write_whole
 
     if args.output.exists():
         raise UserError(f"{args.output}: exists already; name another output")
-    weights = read_weights(args.source)
-    converted = (to_published if args.to == "published" else from_published)(weights)
+    origin = read_origin(args.source)
+    converted = (to_published if args.to == "published" else from_published)(origin.weights)
     try:
-        write_whole(args.output, save(converted))
+        write_whole(args.output, save(converted, metadata=_told_beside(origin)))
     except OSError as error:
         raise UserError(
             f"{args.output}: cannot be written ({error.strerror}); choose another output, or make room"
         ) from None
     return [{"output": str(args.output), "tensors": len(converted), "names": args.to}]
+
+
+def _told_beside(origin: Any) -> dict[str, str]:
+    """What names and shapes of published weights do not tell, as `analyze` reads it in a file's metadata."""
+    import torch
+
+    from crate_graph.models import create_model
+    from crate_graph.models.published_names import family_of
+    from crate_graph.models.published_sizes import TOLD, told_beside
+
+    told = {key: origin.metadata[key] for key in TOLD if key in origin.metadata}
+    if family_of(origin.weights) is not None and origin.architecture and origin.arguments is not None:
+        arguments = {key: value for key, value in origin.arguments.items() if key != "pretrained"}
+        with torch.device("meta"):
+            told |= told_beside(create_model(origin.architecture, **arguments))
+    known = {"classes": origin.classes, "mean": origin.mean, "std": origin.std}
+    return told | {key: json.dumps(list(values)) for key, values in known.items() if values}
 
 
 def _entries(run: Path) -> list[Any]:

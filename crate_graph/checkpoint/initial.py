@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -47,6 +47,10 @@ class Origin:
     weights: dict[str, Tensor]
     architecture: str | None = None
     classes: tuple[str, ...] = ()  # by name; empty where they have none
+    arguments: dict[str, Any] | None = None  # of `create_model`, but for the number of classes; None where not said
+    mean: Sequence[float] = ()  # of the pixels, in [0, 1]; empty where not said
+    std: Sequence[float] = ()
+    metadata: dict[str, str] = field(default_factory=dict)  # of a safetensors file
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def _checkpoint(folder: Path) -> Origin:
         weights, average = weights | read_tensors(folder, manifest, "ema.safetensors"), ", moving average"
     model, data = manifest["model"], manifest["dataset"]
     named = data["classes"] if model["num_classes"] == len(data["classes"]) else ()
-    return Origin(f"checkpoint of step {manifest['step']}{average}", weights, model["name"], _names(named))
+    kind = f"checkpoint of step {manifest['step']}{average}"
+    return Origin(kind, weights, model["name"], _names(named), model["kwargs"], data["mean"], data["std"])
 
 
 def _file(source: Path) -> Origin:
@@ -143,16 +148,22 @@ def _file(source: Path) -> Origin:
         bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
         labels = beside.get("id2label", {})
         named = [labels.get(str(number)) for number in range(len(labels))]
-        return Origin("Hugging Face folder", bare, beside.get("architecture"), _names(named))
+        return Origin(
+            "Hugging Face folder", bare, beside.get("architecture"), _names(named), beside.get("model_args")
+        )
     if "architecture" in beside:
-        return Origin("timm folder", weights, beside["architecture"], _names(beside.get("label_names")))
+        named, arguments = _names(beside.get("label_names")), beside.get("model_args", {})
+        return Origin("timm folder", weights, beside["architecture"], named, arguments)
     if source.name == WEIGHTS and (source.parent / DESCRIPTION).is_file():
         return Origin("exported restorer", weights, _beside(source.parent / DESCRIPTION).get("architecture"))
     with safe_open(source, framework="pt") as file:
         said = file.metadata() or {}
     if "description" in said:  # of a restorer
         return Origin("exported restorer", weights, _parsed(said["description"]).get("architecture"))
-    return Origin("safetensors file", weights, said.get("architecture"), _names(_parsed(said.get("classes", "[]"))))
+    classes, arguments, mean, std = (
+        _parsed(said.get(*each)) for each in (("classes", "[]"), ("model_args", "null"), ("mean", "[]"), ("std", "[]"))
+    )
+    return Origin("safetensors file", weights, said.get("architecture"), _names(classes), arguments, mean, std, said)
 
 
 def _arrays(source: Path) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def load_published(family: str, state_dict: Mapping[str, Any], **config: int | f
             the arrays of the JAX code, nested or flat, as flax names and lays them out.
         config: image_size, patch_size, dim, depth, heads, and num_classes but for crate_mae, which has none;
             crate_mae: also decoder_depth, and mask_ratio, which is the task's; tost: also eta (LayerScale's first
-            value), qkv_bias, tokens_norm. Numbers and truth values, or strings of them.
+            value), qkv_bias, tokens_norm. All: also channels, published 3. Numbers and truth values, or strings of them.
 
     Raises UserError for an unknown family, a wrong configuration, a parameter that is missing, unknown or misshaped.
     """
@@ -99,7 +99,7 @@ _FAMILIES: dict[str, Callable[[Config], nn.Module]] = {
 def _create(otherwise: str, variants: Variants, values: Mapping[str, Any], **kwargs: Any) -> nn.Module:
     """By the name of the published size where it is one."""
     name = _published_name(variants, values) or otherwise
-    return create_model(name, **_size(values), img_size=values["image_size"], **kwargs)
+    return create_model(name, **_size(values), img_size=values["image_size"], in_chans=values.get("channels", 3), **kwargs)
 
 
 def _published_name(variants: Variants, values: Mapping[str, Any]) -> str | None:
@@ -141,10 +141,11 @@ def _read(
     needed: Mapping[str, Callable[[Any], Any]],
     optional: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> dict[str, Any]:
-    kinds = {**needed, **(optional or {})}
+    optional = {**(optional or {}), "channels": int}
+    kinds = {**needed, **optional}
     if not needed.keys() <= config.keys() <= kinds.keys():
         given = ", ".join(sorted(config)) or "nothing"
-        more = f" and may have {', '.join(optional)}" if optional else ""
+        more = f" and may have {', '.join(optional)}"
         raise UserError(f"the published configuration needs exactly {', '.join(needed)}{more}; given: {given}")
     try:
         return {key: kinds[key](value) for key, value in config.items()}

@@ -1,4 +1,4 @@
-"""The configuration of published weights, from their shapes; the number of heads is that of the published size."""
+"""The configuration of published weights, from their shapes and what is said of them beside; heads by published size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from crate_graph.errors import UserError
 from crate_graph.models.crate import CRATE
@@ -17,6 +17,7 @@ from crate_graph.models.sizes import AUTOENCODERS, VARIANTS
 
 _SIZES = {"crate": VARIANTS[CRATE], "crate_alpha": VARIANTS[CRATEAlpha], "crate_mae": AUTOENCODERS}
 _SIDE = 224  # pixels: ToST's weights fit any image
+TOLD = ("heads", "channels", "patch_size", "image_size")  # that metadata may say; without the first two shapes say it
 
 
 def published_configuration(state_dict: Mapping[str, Tensor], given: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -42,10 +43,20 @@ def published_configuration(state_dict: Mapping[str, Tensor], given: Mapping[str
     if family == "tost":
         config["heads"] = len(weights["blocks.0.tssa.temperature"])
         config["qkv_bias"] = "blocks.0.tssa.subspaces.bias" in weights
-    config |= {key: text for key, text in given.items() if key in config or key == "heads"}
+    config |= {key: text for key, text in given.items() if key in config or key in TOLD}
     if "heads" not in config:
         config["heads"] = _heads(family, config)
     return family, config
+
+
+def told_beside(model: nn.Module) -> dict[str, str]:
+    """Of a model of a published family what its weights' shapes do not tell, as `published_configuration` is given it."""
+    patch, image = model.patch_embed.patch_size, model.img_size
+    attention = getattr(model.blocks[0], "tssa", None) or model.blocks[0].mssa
+    told = {"heads": str(attention.num_heads), "channels": str(model.in_chans)}
+    if patch[0] != patch[1] or image[0] != image[1]:
+        return told  # published weights have no others, and their configuration no words for them
+    return {**told, "patch_size": str(patch[0]), "image_size": str(image[0])}
 
 
 def _layers(weights: Mapping[str, Tensor], stack: str) -> int:

@@ -192,6 +192,23 @@ def test_exported_files_are_taken_with_pictures_of_their_data_set(run, tmp_path)
         ]
 
 
+def test_a_run_under_published_names_is_the_same_model(run, tmp_path):
+    """With what names and shapes do not tell: 2 heads, 1 channel, classes, how pictures were normalised."""
+    files = [tmp_path / name for name in ("first.safetensors", "ours.safetensors", "published.safetensors")]
+    for source, file, names in zip([run, *files], files, ["published", "crate-graph", "published"], strict=False):
+        assert main(["checkpoint", "convert", str(source), str(file), "--to", names]) == 0
+    expected = open_subject(str(run))
+    for file in (files[0], files[2]):
+        subject = open_subject(str(file))
+        trained = expected.model.state_dict()
+        assert all(weight.equal(trained[name]) for name, weight in subject.model.state_dict().items())
+        assert subject.model.blocks[0].mssa.num_heads == 2 and subject.view.size == 28
+        assert (subject.classes, subject.mean, subject.std) == (expected.classes, expected.mean, expected.std)
+        image = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(subject.model(image), expected.model(image))
+
+
 def test_a_report_of_a_graph_network_is_whole(graph_report):
     output, result = graph_report
     check_files(output, result)
