@@ -21,7 +21,7 @@ from crate_graph.errors import UserError
 from crate_graph.export.safetensors_file import FORMAT, load_safetensors
 from crate_graph.models import create_model, load_published
 from crate_graph.models.published import create_published
-from crate_graph.models.published_names import bare_names, published_family_of
+from crate_graph.models.published_names import FAMILIES, bare_names, family_of, published_family_of
 from crate_graph.models.published_sizes import published_configuration
 from crate_graph.models.weights import load_pretrained
 
@@ -52,7 +52,7 @@ def read_exported(path: Path) -> Exported | None:
     None where there is nothing of that kind.
 
     Raises:
-        UserError: damaged, or a description that does not say how the model is built.
+        UserError: damaged, or nothing that says how the model is built.
     """
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         path = path.parent
@@ -63,7 +63,9 @@ def read_exported(path: Path) -> Exported | None:
     metadata = _metadata(path)
     if metadata.get("format") == FORMAT:
         return _file(path, metadata)
-    if path.suffix in _PICKLED or _has_published_names(path):
+    if path.suffix.lower() == ".onnx":
+        raise UserError(f"{path}: ONNX is not taken; export as timm, hf or safetensors")
+    if path.suffix in _PICKLED or _is_of_a_family(path):
         return _published(path, metadata)
     return None
 
@@ -136,6 +138,12 @@ def _built(path, architecture, arguments, mean, std, view, facts, classes) -> Ex
 def _published(path: Path, metadata: dict[str, str]) -> Exported:
     """Weights as the authors of CRATE, CRATE-alpha, CRATE-MAE or ToST saved them; shapes say how they are built."""
     weights = bare_names(read_weights(path))
+    if published_family_of(weights) is None:
+        raise UserError(
+            f"{path}: weights alone, under the names of no published family ({', '.join(FAMILIES)}), do not say how "
+            f"their model is built; name the run that they are of, what crate-graph export --format "
+            f"timm|hf|safetensors wrote of it, or a run that was trained from them with model.init_from"
+        )
     try:
         family, config = published_configuration(weights, metadata)
         model = load_published(family, weights, **config).eval()
@@ -184,10 +192,12 @@ def _without_pretrained(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key != "pretrained"}
 
 
-def _has_published_names(file: Path) -> bool:
+def _is_of_a_family(file: Path) -> bool:
+    """Whether a safetensors file holds weights of a published family, under published names or ours."""
     try:
         with safe_open(file, framework="pt") as opened:
-            return published_family_of(bare_names(dict.fromkeys(opened.keys()))) is not None  # noqa: SIM118 (no mapping)
+            names = bare_names(dict.fromkeys(opened.keys()))  # noqa: SIM118 (no mapping)
+            return published_family_of(names) is not None or family_of(names) is not None
     except (OSError, SafetensorError):
         return False
 

@@ -6,8 +6,9 @@ size, 0 where the background is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from crate_graph.analysis.subject import Subject, named_classes
 from crate_graph.config.schema import EvalTransform
 from crate_graph.data import Dataset, open_dataset
 from crate_graph.data.augment import build_eval_transform, center_crop, resize_shorter
+from crate_graph.data.class_folders import class_folders
 from crate_graph.data.decode import Damaged, decode_image
 from crate_graph.data.degrade import luma, observe, pack, unpack
 from crate_graph.data.index import IMAGE_EXTENSIONS
@@ -28,6 +30,7 @@ from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
 
 _MASKS, _MASK = "masks", ".mask"
+Picture = tuple[Path, Path | None]  # with its mask
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,17 @@ class Observation:
 def samples_of(subject: Subject, folder: str | None, count: int) -> list[Sample]:
     """Up to `count` pictures for a classifier, spread evenly over a folder or over the split of its recipe.
 
+    Of a folder with subfolders each gives one in turn, under the name SUBFOLDER/NAME, and is the class of its pictures
+    where a class of the model has its name.
+
     Raises:
         UserError: no picture, a mask without its picture or of another size, one that cannot be read; no data set.
     """
     channels = len(subject.mean)
     if folder is not None:
-        return [_read(path, mask, channels) for path, mask in _spread(_with_masks(Path(folder).expanduser()), count)]
+        root = Path(folder).expanduser()
+        chosen = _spread_over_folders(_with_masks(root), count)
+        return [_read(path, mask, channels, root, subject.classes) for path, mask in chosen]
     dataset = _dataset(subject)
     if dataset.channels != channels:
         raise UserError(
@@ -163,13 +171,29 @@ def _spread(items, count: int) -> list:
     return [items[i * total // min(count, total)] for i in range(min(count, total))]
 
 
+def _spread_over_folders(pictures: list[Picture], count: int) -> list[Picture]:
+    """Up to `count`, of each folder one in turn, so that the first of them are of many; in a folder evenly spread."""
+    folders: dict[Path, list[Picture]] = {}
+    for picture in pictures:
+        folders.setdefault(picture[0].parent, []).append(picture)
+    chosen = _spread(list(folders.values()), count)
+    shares, left = [0] * len(chosen), min(count, sum(map(len, chosen)))
+    while left:
+        for number, folder in enumerate(chosen):
+            if left and shares[number] < len(folder):
+                shares[number] += 1
+                left -= 1
+    rounds = zip_longest(*(_spread(folder, share) for folder, share in zip(chosen, shares, strict=True)))
+    return [picture for each in rounds for picture in each if picture is not None]
+
+
 def _central(pixels: np.ndarray, side: int) -> np.ndarray:
     """The central square, or what there is of it, from an even row and column on: a mosaic keeps its phase."""
     top, left = (max(0, (length - side) // 4 * 2) for length in pixels.shape[:2])
     return pixels[top : top + side, left : left + side]
 
 
-def _with_masks(folder: Path) -> list[tuple[Path, Path | None]]:
+def _with_masks(folder: Path) -> list[Picture]:
     """The pictures under a folder, by name, each with its mask."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of that name; name one that holds pictures")
@@ -205,7 +229,7 @@ def _place_of(path: Path) -> Path:
     return folder / path.stem.removesuffix(_MASK)
 
 
-def _read(path: Path, mask: Path | None, channels: int) -> Sample:
+def _read(path: Path, mask: Path | None, channels: int, root: Path, classes: Sequence[str]) -> Sample:
     image = _decoded(path, channels)
     inside = None if mask is None else _decoded(mask, 1)
     if inside is not None and inside.size != image.size:
@@ -213,7 +237,18 @@ def _read(path: Path, mask: Path | None, channels: int) -> Sample:
             f"{mask}: {inside.width} x {inside.height} pixels, its picture {path.name} has {image.width} x "
             f"{image.height}; make them equal"
         )
-    return Sample(path.name, image, inside)
+    return Sample(path.relative_to(root).as_posix(), image, inside, _class_of(path, root, classes))
+
+
+def _class_of(path: Path, root: Path, classes: Sequence[str]) -> str:
+    """The class that the innermost folder around a picture is named after, from `root` on; empty where none is."""
+    if not classes:
+        return ""
+    counted = tuple(classes) == named_classes(list(map(str, range(len(classes)))))
+    known = dict(zip(class_folders(len(classes) if counted else list(classes)), classes, strict=True))
+    known |= {name: name for name in classes}
+    around = (root.resolve().name, *path.relative_to(root).parts[:-1])
+    return next((known[name] for name in reversed(around) if name in known), "")
 
 
 def _decoded(path: Path, channels: int) -> Image.Image:

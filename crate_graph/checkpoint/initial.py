@@ -148,9 +148,7 @@ def _file(source: Path) -> Origin:
         bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
         labels = beside.get("id2label", {})
         named = [labels.get(str(number)) for number in range(len(labels))]
-        return Origin(
-            "Hugging Face folder", bare, beside.get("architecture"), _names(named), beside.get("model_args")
-        )
+        return Origin("Hugging Face folder", bare, beside.get("architecture"), _names(named), beside.get("model_args"))
     if "architecture" in beside:
         named, arguments = _names(beside.get("label_names")), beside.get("model_args", {})
         return Origin("timm folder", weights, beside["architecture"], named, arguments)

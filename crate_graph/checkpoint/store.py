@@ -147,9 +147,11 @@ def resolve(path: str | Path) -> Path:
         return path
     newest = CheckpointStore(path / "checkpoints").newest() or CheckpointStore(path).newest()
     if newest is None:
-        raise UserError(
-            f"{path}: neither a checkpoint nor a run folder that holds one; see crate-graph checkpoint list RUN"
-        )
+        missing = "there are no checkpoints in it" if path.is_dir() else "there is no such folder"
+        remedy = "name the folder of a run"
+        if (path / "recipe.yaml").is_file():
+            remedy = f"touch {path / 'save-now'} asks a run that trains for one"
+        raise UserError(f"{path}: neither a checkpoint nor a run folder that holds one: {missing}; {remedy}")
     return newest.path
 
 

@@ -99,7 +99,9 @@ _FAMILIES: dict[str, Callable[[Config], nn.Module]] = {
 def _create(otherwise: str, variants: Variants, values: Mapping[str, Any], **kwargs: Any) -> nn.Module:
     """By the name of the published size where it is one."""
     name = _published_name(variants, values) or otherwise
-    return create_model(name, **_size(values), img_size=values["image_size"], in_chans=values.get("channels", 3), **kwargs)
+    return create_model(
+        name, **_size(values), img_size=values["image_size"], in_chans=values.get("channels", 3), **kwargs
+    )
 
 
 def _published_name(variants: Variants, values: Mapping[str, Any]) -> str | None:

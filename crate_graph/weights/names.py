@@ -46,7 +46,7 @@ def load_restorer(name_or_path: str | Path) -> Restorer:
         return read_restorer(path)
     if path.is_file():
         return load_restorer_file(path)
-    raise UserError(f"{name_or_path}: neither shipped weights nor a checkpoint; {_remedy(str(name_or_path))}")
+    raise UserError(f"{name_or_path}: neither shipped weights nor a checkpoint{_remedy(str(name_or_path))}")
 
 
 def _load_folder(folder: Path) -> Restorer:
@@ -60,7 +60,10 @@ def _load_folder(folder: Path) -> Restorer:
 
 def _remedy(name: str) -> str:
     names = list_weights()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-    if not near:
-        return "name a run folder, a checkpoint or a file that crate-graph export --format safetensors wrote"
-    return f"did you mean {', '.join(near)}?"
+    if near := difflib.get_close_matches(name, names, n=3):
+        return f"; did you mean {', '.join(near)}?"
+    listed = " or shipped weights (crate-graph restore --list)" if names else ""
+    return (
+        f", and no file or folder has that name; name a run folder, a checkpoint, a file that crate-graph export "
+        f"--format safetensors wrote{listed}"
+    )

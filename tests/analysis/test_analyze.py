@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from crate_graph import create_model
 from crate_graph.analysis.attention import principal_colours
@@ -31,6 +32,7 @@ from crate_graph.cli import main
 from crate_graph.config import load_recipe
 from crate_graph.config.schema import Degradation, EvalTransform
 from crate_graph.data import open_dataset
+from crate_graph.data.class_folders import class_folders
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
 from crate_graph.models.observation import interpolate_known, keep_observed
@@ -370,6 +372,26 @@ def test_captions_name_the_class_and_what_the_network_takes_it_for(run, fashion)
     assert {caption.wrong for caption in captions} == {True, False}
 
 
+def test_of_class_folders_each_gives_pictures_in_turn_and_is_their_class(run, fashion, tmp_path):
+    assert main(["shards", "extract", str(fashion), "--by-class", "--samples", "30", "--output", str(tmp_path)]) == 0
+    tree, subject = tmp_path / "test", open_subject(str(run))
+    classes = dict(zip(class_folders(list(subject.classes)), subject.classes, strict=True))
+    (tree / "Sandal").rename(tree / "holiday")
+    samples = samples_of(subject, str(tree), 12)
+    folders = [sample.key.split("/")[0] for sample in samples]
+    assert sorted(folders[:10]) == sorted(path.name for path in tree.iterdir()) and folders[10:] == folders[:2]
+    assert [sample.label for sample in samples] == [classes.get(folder, "") for folder in folders]
+    assert {"T-shirt/top", ""} <= {sample.label for sample in samples}
+    for caption in captions_of(subject, samples):
+        assert (tree / caption.lines[0]).is_file() and ("true:" in caption.lines[1]) == bool(caption.label)
+        assert caption.wrong == (caption.label not in ("", caption.predicted))
+    assert len({sample.key for sample in samples_of(subject, str(tree), 99)}) == 30
+    few = samples_of(subject, str(tree), 4)
+    assert len({sample.key.split("/")[0] for sample in few}) == 4
+    inside = samples_of(subject, str(tree / "Bag"), 2)
+    assert [sample.label for sample in inside] == ["Bag"] * 2 and "/" not in inside[0].key
+
+
 @pytest.fixture
 def refused(tmp_path, capsys):
     """Runs the command, which must refuse in one line and write nothing."""
@@ -393,9 +415,21 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     (torn / "masks").mkdir(parents=True)
     Image.new("L", (28, 28)).save(torn / "masks" / "a.png")
     (tmp_path / "notes.txt").write_text("no model")
-    assert "neither shipped weights nor a checkpoint" in refused(tmp_path / "nothing")
+    absent = refused("runs/fashion_mnist_crate")
+    assert "no file or folder has that name; name a run folder" in absent and "ugtv" not in absent
+    started = tmp_path / "started"
+    started.mkdir()
+    (started / "recipe.yaml").write_text("name: started\n")
+    assert "there are no checkpoints in it; touch" in refused(started)
     assert "notes.txt" in refused(tmp_path / "notes.txt")
-    assert "neither a checkpoint nor a run folder" in refused(empty)
+    assert "there are no checkpoints in it; name the folder of a run" in refused(empty)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert "ONNX is not taken; export as timm, hf or safetensors" in refused(tmp_path / "model.onnx")
+    weights = open_subject(str(run)).model.state_dict()
+    torch.save(weights, tmp_path / "tuned.pth")
+    save_file(weights, tmp_path / "tuned.safetensors")
+    for name in ("tuned.pth", "tuned.safetensors"):
+        assert "a run that was trained from them with model.init_from" in refused(tmp_path / name)
     assert "has 2 layers; choose one from 1 to 2" in refused(run, "--layer", 3)
     assert "is for restoration" in refused(run, "--compare", "ugtv_fast_demosaicking")
     assert "was trained for decimate" in refused("ugtv_fast_demosaicking", "--compare", "ugtv_fast_interpolation")

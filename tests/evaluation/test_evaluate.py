@@ -86,7 +86,9 @@ def test_classes_of_other_names_are_refused(trained, clothes, tmp_path, capsys):
 def test_classes_that_are_counted_or_in_order_stay_as_they_are(trained, clothes, fashion, tmp_path):
     assert open_subject(str(trained.run_dir), str(fashion)).labels == ()
     assert open_subject(str(trained.run_dir), renamed(clothes, tmp_path / "counted", len)).labels == ()
-    in_order = renamed(clothes, tmp_path / "in_order", lambda _: list(class_folders(list(open_dataset(fashion).classes))))
+    in_order = renamed(
+        clothes, tmp_path / "in_order", lambda _: list(class_folders(list(open_dataset(fashion).classes)))
+    )
     assert open_subject(str(trained.run_dir), in_order).labels == ()
 
 

@@ -80,16 +80,21 @@ def test_shipped_names_work_everywhere(shipped, tmp_path, capsys):
 def test_an_unknown_name_names_the_nearest(shipped):
     with pytest.raises(UserError, match="demosiac: neither shipped weights nor a checkpoint; did you mean demosaic"):
         load_restorer("demosiac")
-    with pytest.raises(UserError, match="did you mean demosaic, demosaic_noisy, enlarge"):
-        load_restorer("xyz")
+    for far in ("xyz", "runs/noisy_crate"):
+        with pytest.raises(UserError, match=f"{far}: .*no file or folder has that name; name a run folder") as refused:
+            load_restorer(far)
+        assert "demosaic" not in str(refused.value) and "restore --list" in str(refused.value)
     shutil.rmtree(shipped)
-    with pytest.raises(UserError, match="xyz: neither shipped weights nor a checkpoint; name a run folder"):
+    with pytest.raises(UserError, match="no file or folder has that name; name a run folder") as refused:
         load_restorer("xyz")
+    assert "--list" not in str(refused.value)
 
 
 def test_what_holds_no_restorer_is_refused(shipped, restorers, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: neither a checkpoint nor a run folder"):
+    with pytest.raises(
+        UserError, match="empty: neither a checkpoint nor a run folder .*: there are no checkpoints in it"
+    ):
         load_restorer(tmp_path / "empty")
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(UserError, match="text.safetensors: cannot be read as safetensors"):
