@@ -31,7 +31,8 @@ def load_published(family: str, state_dict: Mapping[str, Any], **config: int | f
             the arrays of the JAX code, nested or flat, as flax names and lays them out.
         config: image_size, patch_size, dim, depth, heads, and num_classes but for crate_mae, which has none;
             crate_mae: also decoder_depth, and mask_ratio, which is the task's; tost: also eta (LayerScale's first
-            value), qkv_bias, tokens_norm. All: also channels, published 3. Numbers and truth values, or strings of them.
+            value), qkv_bias, tokens_norm; all: also channels, 3 in the published code. Numbers and truth values, or
+            strings of them.
 
     Raises UserError for an unknown family, a wrong configuration, a parameter that is missing, unknown or misshaped.
     """

@@ -1,4 +1,4 @@
-"""The configuration of published weights, from their shapes and what is said of them beside; heads by published size."""
+"""The configuration of published weights, from their shapes and what metadata says of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def published_configuration(state_dict: Mapping[str, Tensor], given: Mapping[str
 
 
 def told_beside(model: nn.Module) -> dict[str, str]:
-    """Of a model of a published family what its weights' shapes do not tell, as `published_configuration` is given it."""
+    """What shapes do not tell of a published family's model, as `published_configuration` may be given it."""
     patch, image = model.patch_embed.patch_size, model.img_size
     attention = getattr(model.blocks[0], "tssa", None) or model.blocks[0].mssa
     told = {"heads": str(attention.num_heads), "channels": str(model.in_chans)}
