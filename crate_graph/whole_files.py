@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,3 +29,27 @@ def write_whole(file: Path, content: str | bytes, *, mode: int | None = None) ->
         with suppress(OSError):
             hidden.unlink()
         raise
+
+
+def check_place(path: Path) -> None:
+    """Try whether a file or a folder could be made at `path`, with the folders above it that are not there yet.
+
+    Nothing is left behind. Whether something stands at `path` already is not asked.
+
+    Raises:
+        OSError: it could not.
+    """
+    path = path.absolute()
+    folder = nearest(path.parent)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for name in path.relative_to(folder).parts:
+        with suppress(FileNotFoundError):
+            os.lstat(folder / f".{name}.--------.partial")  # as long as a hidden name beside it can become
+
+
+def nearest(path: Path) -> Path:
+    """`path`, or else the nearest above it that exists, if only as a link that leads nowhere."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path

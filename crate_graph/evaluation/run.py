@@ -15,7 +15,7 @@ from crate_graph.cluster.ranks import Ranks, discover
 from crate_graph.engine.base import MicroBatch
 from crate_graph.engine.objective import Objective, slow_precision
 from crate_graph.errors import UserError
-from crate_graph.evaluation.gallery import write_gallery
+from crate_graph.evaluation.gallery import check_gallery, write_gallery
 from crate_graph.evaluation.loaders import build_eval_loader
 from crate_graph.evaluation.shifts import Shift
 from crate_graph.evaluation.split import evaluate_split
@@ -41,11 +41,14 @@ def evaluate(
         pictures: a PNG file to write: of the first images what a masked autoencoder sees, its completion, the original.
 
     Raises:
-        UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model.
+        UserError: no or a damaged checkpoint, an unknown data set, or one that does not fit the model; `pictures` is
+            not to be written, see `gallery.check_gallery`.
     """
     ranks = discover()
     with process_group(ranks):  # first, since opening may take one host longer than another
         with agree(ranks):
+            if pictures is not None and ranks.is_main:
+                check_gallery(pictures)
             subject = open_subject(name, data, overrides)
         return _judge(subject, tile, pictures, ranks)
 

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from crate_graph.cli import main
-from crate_graph.evaluation.gallery import GAP, HEAD
+from crate_graph.evaluation.gallery import GAP, HEAD, check_gallery, write_gallery
+from crate_graph.tasks.masked_autoencoding import PANELS
 
 SIZE = "img_size: 28, patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2"
 
@@ -51,6 +53,44 @@ def test_evaluation_repeats_the_metrics_and_writes_pictures(trained, fashion, tm
     assert main([*words, "data.train_split=test"]) == 2  # changes nothing in an evaluation
     assert main(["evaluate", str(trained.run_dir), "--data", "cifar10"]) == 2
     assert "channels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("run/recipe.yaml", "name a file that ends in .png"),
+        ("", "name a file that ends in .png"),
+        ("text.png", "exists and is no PNG"),
+        ("folder.png", "exists and is no PNG"),
+        ("loop.png", "exists and is no PNG"),
+        ("text.png/new/mae.png", "cannot be written (Not a directory)"),
+        ("folder.png/" + "n" * 250 + ".png", "cannot be written (File name too long)"),
+        ("/proc/new/mae.png", "cannot be written"),
+    ],
+)
+def test_pictures_replace_nothing_but_pictures(name, said, tmp_path, monkeypatch, capsys):
+    """It is refused before anything else is looked at: there is neither this run nor this data."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "folder.png"):
+        (tmp_path / folder).mkdir()
+    for file in ("run/recipe.yaml", "text.png"):
+        (tmp_path / file).write_text("mine")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["evaluate", "no_run", "--data", "no_data", "--pictures", name]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--pictures {name or '.'}: " in error and said in error
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "text.png").read_text() == "mine"
+
+
+def test_a_picture_is_replaced_where_a_link_leads(tmp_path):
+    (tmp_path / "link.png").symlink_to("mae.png")
+    for side in (24, 48):
+        if side == 48:
+            check_gallery(tmp_path / "link.png")
+        write_gallery(tmp_path / "link.png", torch.rand(2, 1, side, 3 * side), PANELS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.png", "mae.png"]
+    assert (tmp_path / "link.png").is_symlink() and Image.open(tmp_path / "mae.png").width == 3 * 96 + 2 * GAP
 
 
 def test_it_is_converted_and_not_exported(trained, tmp_path, capsys):
