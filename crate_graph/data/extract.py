@@ -15,9 +15,11 @@ from crate_graph.data.decode import Damaged
 from crate_graph.data.index import read_index_of
 from crate_graph.data.progress import progress
 from crate_graph.data.stream import SampleReader
-from crate_graph.errors import UserError
+from crate_graph.errors import FULL_DISK, UserError
+from crate_graph.whole_files import nearest
 
 Files = list[tuple[int, Path]]  # number of a sample, and the file that it becomes
+_LONGEST = 255  # bytes of a file name, that file systems take
 
 
 def extract_samples(
@@ -29,10 +31,10 @@ def extract_samples(
     ImageFolder take them. The `count` samples are then the first of each class, the second of each, and so on.
 
     Raises:
-        UserError: what `Dataset.split` raises; a file of that name exists; the folder cannot be written; with
-            `by_class`, the data set has fewer than two classes, or a label is none of its classes.
+        UserError: what `Dataset.split` raises; a file of that name exists; the folder is none, or cannot be written;
+            with `by_class`, the data set has fewer than two classes, or a label is none of its classes.
     """
-    output = Path(output).expanduser()
+    output = _folder(output)
     if by_class and dataset.num_classes < 2:
         raise UserError(
             f"{dataset.file}: {dataset.name} has fewer than two classes ({', '.join(dataset.classes)}), so there is "
@@ -40,14 +42,26 @@ def extract_samples(
         )
     opened = dataset.split(split)
     with closing(SampleReader(dataset, opened)) as reader:
+        folder = output / folder_name(split) if by_class else output
         if by_class:
-            files = _files_by_class(dataset, opened, reader, output / folder_name(split), count)
+            files = _files_by_class(dataset, opened, reader, folder, count)
         else:
             names = (f"{key.replace('/', '_')}.{extension}" for key, extension in _names(opened))
             files = [(sample, output / name) for sample, name in enumerate(islice(names, count))]
         _check(files, f"{dataset.file}: two samples of the split {split}")
-        _write(files, reader, output)
+        _write(files, reader, folder)
     return [path for _, path in files]
+
+
+def _folder(output: str | Path) -> Path:
+    if not str(output):
+        raise UserError("--output: is empty; name a folder")
+    output = Path(output).expanduser()
+    if ".." in output.parts:  # where it would lead through folders that are still to be made
+        output = Path(os.path.realpath(output))
+    if not (stands := nearest(output)).is_dir():
+        raise UserError(f"{stands}: is no folder; choose another folder for --output")
+    return output
 
 
 def _names(split: Split) -> Iterator[tuple[str, str]]:
@@ -101,32 +115,56 @@ def _check(files: Files, two: str) -> None:
                 f"other names"
             )
         paths.add(path)
+        if len(os.fsencode(path.name)) > _LONGEST:
+            raise UserError(
+                f"{path}: a file name has at most {_LONGEST} bytes; make the shards of pictures with shorter names"
+            )
         if os.path.lexists(path):
             raise UserError(f"{path}: exists already; choose another folder for --output")
 
 
-def _write(files: Files, reader: SampleReader, output: Path) -> None:
-    """Write all of the files; where that fails, none of them is there, and no folder that was not there before."""
-    made: list[Path] = []
+def _write(files: Files, reader: SampleReader, folder: Path) -> None:
+    """Write all of the files, which lie in `folder`; where that fails, none of them is there.
+
+    A new folder appears at once with all that is in it, even where the process is killed. In one that is there already
+    the files appear one after the other, when all of them are written under hidden names.
+    """
+    place = nearest(folder)
     try:
-        _make_folder(output, made)
-        with tempfile.TemporaryDirectory(prefix=".extract-", dir=output) as staging:
-            for sample, _ in progress(files, len(files), "pictures written"):
-                Path(staging, str(sample)).write_bytes(reader.image_bytes(sample))
-            for sample, path in files:
-                _make_folder(path.parent, made)
-                Path(staging, str(sample)).rename(path)
-                made.append(path)
-    except BaseException as error:
+        with tempfile.TemporaryDirectory(prefix=".extract-", dir=place) as hidden:
+            staged = [Path(hidden, path.relative_to(place)) for _, path in files]
+            for (sample, _), file in progress(list(zip(files, staged, strict=True)), len(files), "pictures written"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(reader.image_bytes(sample))
+            if place == folder:
+                _move([(file, path) for file, (_, path) in zip(staged, files, strict=True)])
+            else:
+                top = folder.relative_to(place).parts[0]
+                Path(hidden, top).rename(place / top)
+    except OSError as error:
+        room = "make room there, or " if error.errno in FULL_DISK else ""
+        raise UserError(
+            f"{folder}: the pictures cannot be written ({error.strerror}); {room}choose another folder for --output"
+        ) from None
+
+
+def _move(moves: list[tuple[Path, Path]]) -> None:
+    """Rename each file; where that fails, those that were renamed are removed, and the folders that were made."""
+    moved: list[Path] = []
+    made: list[Path] = []  # noted before they are there: a signal may come in between
+    try:
+        for file, path in moves:
+            _make_folder(path.parent, made)
+            moved.append(path)
+            file.rename(path)
+    except BaseException:
+        for path in moved:
+            with suppress(OSError):
+                path.unlink()
         for path in reversed(made):
             with suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink()
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(
-            f"{output}: the pictures cannot be written ({error.strerror}); make room there, or choose another folder "
-            f"for --output"
-        ) from None
+                path.rmdir()
+        raise
 
 
 def _make_folder(folder: Path, made: list[Path]) -> None:
@@ -134,5 +172,5 @@ def _make_folder(folder: Path, made: list[Path]) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent, made)
-    folder.mkdir()
     made.append(folder)
+    folder.mkdir()

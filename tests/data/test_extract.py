@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import resource
+import signal
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -207,3 +210,72 @@ def test_a_failure_half_way_takes_back_what_was_written(tmp_path, capsys):
     assert sorted(json.loads(capsys.readouterr().out)) == [str(out / name) for name in files(out)]
     assert main(["shards", "extract", str(dataset.root), *words]) == 2
     assert "exists already" in capsys.readouterr().err and len(files(out)) == 3
+
+
+@pytest.mark.parametrize("step", ["rename", "mkdir"])
+def test_a_signal_right_after_a_step_takes_it_back(step, tmp_path, monkeypatch):
+    """Into a folder that is there already, where the files appear one by one."""
+    dataset = make_toy(tmp_path / "a", [0, 1, 1], classes=["a", "b"])
+    out = tmp_path / "out" / "train"
+    out.mkdir(parents=True)
+    real = getattr(Path, step)
+
+    def interrupted(path, *args, **kwargs):
+        real(path, *args, **kwargs)
+        if (Path(args[0]) if args else path).parent.parent == (out if step == "rename" else out.parent):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Path, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_samples(dataset, "train", tmp_path / "out", by_class=True)
+    assert list((tmp_path / "out").rglob("*")) == [out]
+
+
+@pytest.mark.parametrize("there", [".", "new", "new/out"])
+def test_a_new_folder_appears_in_one_step(there, tmp_path, monkeypatch):
+    """Whenever it is killed, no part of the tree looks like the whole."""
+    dataset = make_toy(tmp_path / "a", [0, 1, 1], classes=["a", "b"])
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    out, real, steps = tmp_path / "new" / "out", Path.rename, []
+
+    def noted(path, target):
+        assert not (out / "train").exists()
+        steps.append(target)
+        real(path, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    paths = extract_samples(dataset, "train", out, by_class=True)
+    assert steps == [{".": out.parent, "new": out, "new/out": out / "train"}[there]]
+    assert [str(path.relative_to(out)) for path in sorted(paths)] == files(out) and len(paths) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "new"]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("", "is empty; name a folder"),
+        ("file", "file: is no folder; choose another"),
+        ("file/new", "file: is no folder; choose another"),
+        ("nowhere", "nowhere: is no folder; choose another"),
+        ("loop/new", "loop: is no folder; choose another"),
+        ("n" * 256, "(File name too long); choose another"),
+        ("/proc/new", "cannot be written (No such file or directory); choose another"),
+    ],
+)
+def test_an_output_that_cannot_be_a_folder(output, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to("absent")
+    (tmp_path / "loop").symlink_to("loop")
+    assert main(["shards", "extract", "photo_crops", "--samples", "1", "--output", output]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error and "make room" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "nowhere"]
+
+
+def test_a_key_too_long_for_a_file_and_an_output_with_dots(tmp_path):
+    dataset = make_toy(tmp_path / "a", [0, 1], classes=2, key="k" * 252 + "{}")
+    with pytest.raises(UserError, match="at most 255 bytes; make the shards of pictures with shorter names"):
+        extract_samples(dataset, "train", tmp_path / "out")
+    paths = extract_samples(open_dataset("photo_crops"), "test", tmp_path / "new" / ".." / "out", 1)
+    assert paths[0].parent == tmp_path / "out" and paths[0].is_file() and not (tmp_path / "new").exists()
