@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +109,10 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
 def read_origin(source: str | Path) -> Origin:
     """The weights at `source` and what lies beside them; see `load_initial_weights`."""
-    source = Path(source).expanduser()
+    try:
+        source = Path(source).expanduser()
+    except RuntimeError:
+        raise UserError(f"{source}: begins with ~ and no user of that name; write the path out") from None
     if (source / MANIFEST).is_file() or (source / "checkpoints").is_dir():
         return _checkpoint(resolve(source))
     if source.is_dir():
@@ -117,6 +121,7 @@ def read_origin(source: str | Path) -> Origin:
         raise UserError(f"{source} does not exist; name a checkpoint, an exported folder or a weights file")
     try:
         origin = _file(source)
+        _check_real(source, origin.weights)
         check_finite(source, {name: tensor for name, tensor in origin.weights.items() if tensor.is_floating_point()})
     except _UNREADABLE as error:
         raise UserError(
@@ -140,7 +145,10 @@ def _file(source: Path) -> Origin:
     if source.suffix == ".npz":
         return Origin("arrays of JAX", _arrays(source))
     if source.suffix != ".safetensors":
-        return Origin("state dict", _state_dict(source, torch.load(source, map_location="cpu", weights_only=True)))
+        with warnings.catch_warnings():  # of pickles by others than torch.save, which are refused in one line
+            warnings.simplefilter("ignore")
+            loaded = torch.load(source, map_location="cpu", weights_only=True)
+        return Origin("state dict", _state_dict(source, loaded))
     weights = load_file(source)
     check_described(source, weights)
     beside = _beside(source.parent / CONFIG) if source.name == WEIGHTS else {}
@@ -182,6 +190,13 @@ def _state_dict(source: Path, loaded: Any) -> dict[str, Tensor]:
     if not whole or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source} holds no state dict; name a file that torch.save wrote of one")
     return loaded
+
+
+def _check_real(source: Path, weights: dict[str, Tensor]) -> None:
+    """Whole numbers may be: counts and indices are. Which of them are weights, the model says."""
+    for name, tensor in weights.items():
+        if tensor.is_quantized or tensor.is_complex():
+            raise UserError(f"{source}: {name} holds {tensor.dtype} and not real numbers; name weights as trained")
 
 
 def _beside(file: Path) -> dict[str, Any]:

@@ -58,12 +58,14 @@ def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_h
     head for another number of classes is left at the model's initial values, and any head where `new_head` says why it
     is to be. Published names are accepted.
 
-    Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped.
+    Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped, or no floating point
+    numbers where the model has such.
     """
     given = from_published(state_dict)
     weights = _of_the_encoder(given, model) if _is_encoder(given, model) else given
-    resized = _resample(model, weights)
     own, heads = model.state_dict(), head_names(model)
+    _check_floating(weights, own)
+    resized = _resample(model, weights)
     kept, dropped, replaced = _other_heads(own, resized, heads, new_head)
     fitted = {name: tensor for name, tensor in resized.items() if name not in dropped}
     misfits = compare({**fitted, **{name: own[name] for name in kept}}, own)
@@ -131,6 +133,12 @@ def _other_family(weights: Mapping[str, Tensor], model: nn.Module) -> str:
     if _is_encoder(weights, model):
         return ""
     return f"they are of the family {theirs}, use model.name={theirs}_...: " if theirs and theirs != ours else ""
+
+
+def _check_floating(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(f"{name} holds {tensor.dtype} and not floating point numbers; name weights as trained")
 
 
 def _resample(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

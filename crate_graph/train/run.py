@@ -264,7 +264,10 @@ def initialize(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Start | No
     if recipe.model.init_from is None:
         return None
     source = shipped_weights(recipe.model.init_from) or recipe.model.init_from
-    start = load_initial_weights(model, source, classes=dataset.classes, new_head=recipe.model.new_head)
+    try:
+        start = load_initial_weights(model, source, classes=dataset.classes, new_head=recipe.model.new_head)
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from None
     for line in start.lines():
         logger.info("model.init_from: %s", line)
     return start

@@ -85,10 +85,8 @@ class RunFolder:
         """A run that a user's mistake ends before it began leaves no folder behind."""
         try:
             yield
-        except (UserError, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
-                raise
-            if self._new and not self.worth_keeping:
+        except Exception as error:
+            if _is_mistake(error) and self._new and not self.worth_keeping:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
 
@@ -124,6 +122,13 @@ class RunFolder:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         return handler
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether it is one that the command line tells in one line."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    return isinstance(error, UserError) or (isinstance(error, RuntimeError) and "home directory" in str(error))
 
 
 class _Redacted(logging.Formatter):

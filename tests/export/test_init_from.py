@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,20 @@ def test_files_of_another_kind_or_shape(tmp_path):
         save_file({"weight": torch.zeros(1)}, tmp_path / folder / "model.safetensors")
     said = {"description": "[1]", "classes": '{"a": 1}'}
     save_file({"weight": torch.zeros(1)}, tmp_path / "said.safetensors", metadata=said)
-    for name in ("text.pth", "numbers.pth", "list", "labels", "said.safetensors"):
-        with pytest.raises(UserError, match="cannot be read as weights|holds no state dict"):
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"weight": [1.0]}))
+    (tmp_path / "newer.pth").write_bytes(pickle.dumps({"weight": [1.0]}, protocol=5))
+    for name in ("text.pth", "numbers.pth", "plain.pth", "newer.pth", "list", "labels", "said.safetensors"):
+        with pytest.raises(UserError, match="cannot be read as weights|holds no state dict"), warnings.catch_warnings():
+            warnings.simplefilter("error")
             read_origin(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.qint8])
+@pytest.mark.parametrize("name", ["head.weight", "blocks.0.norm1.weight", "pos_embed"])
+def test_numbers_that_are_no_weights(kind, name, checkpoints, tmp_path):
+    model = load_model(checkpoints["crate"])[0]
+    state = model.state_dict()
+    given = torch.quantize_per_tensor(state[name], 0.1, 0, kind) if kind == torch.qint8 else state[name].to(kind)
+    torch.save({**state, name: given}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=f"model.pth: {name} holds {kind} and not .* numbers; name weights as trained"):
+        load_initial_weights(model, tmp_path / "model.pth")
