@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -202,6 +203,8 @@ def read_description(file: Location) -> Description:
         raise UserError(f"{error}; where only the shards are there, name it with data.root") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: the file is not UTF-8; save it as UTF-8") from None
+    except RecursionError:
+        raise UserError(f"{file}: brackets inside brackets without end; see a shipped data set for the form") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise UserError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
 
@@ -209,11 +212,19 @@ def read_description(file: Location) -> Description:
 def check_description(content: Any, file: Location) -> Description:
     """The content of `file` against the schema. Raises UserError naming the field."""
     try:
-        return Description.model_validate(content)
+        description = Description.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "content"
         raise UserError(f"{file}: {where}: {first['msg']}; see a shipped data set for the form") from None
+    for field, value in description.model_dump().items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{file}: {field}: holds a half of a surrogate pair (\\ud800 to \\udfff); write the whole character"
+            ) from None
+    return description
 
 
 def shipped_datasets() -> list[str]:

@@ -58,8 +58,8 @@ def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_h
     head for another number of classes is left at the model's initial values, and any head where `new_head` says why it
     is to be. Published names are accepted.
 
-    Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped, or no floating point
-    numbers where the model has such.
+    Raises UserError, and leaves the model as it was, where anything else is missing, unknown or misshaped, or where
+    what was given for a floating point weight holds no such numbers.
     """
     given = from_published(state_dict)
     weights = _of_the_encoder(given, model) if _is_encoder(given, model) else given

@@ -83,6 +83,8 @@ def test_root_overrides_the_folder(make_dataset, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"classes": ["a", "\ud800"]}, "classes: holds a half of a surrogate pair"),
+        ({"name": "\udcff"}, "name: holds a half of a surrogate pair"),
         ({"split": {"samples": 5}}, "have samples 4, but .*dataset.yaml says 5"),
         ({"split": {"bytes": 5}}, "have bytes .* says 5"),
         ({"split": {"sha256": "0"}}, "have sha256"),
@@ -115,6 +117,9 @@ def test_missing_split_and_bad_yaml(make_dataset):
         dataset.split("val")
     dataset.file.write_bytes("name: fl\xf4rs".encode("latin-1"))
     with pytest.raises(UserError, match=r"dataset\.yaml: the file is not UTF-8"):
+        open_dataset(dataset.file)
+    dataset.file.write_text("[" * 5000)
+    with pytest.raises(UserError, match="brackets inside brackets"):
         open_dataset(dataset.file)
     dataset.file.write_text("name: 2026-19-39")
     with pytest.raises(UserError, match="not YAML"):

@@ -119,6 +119,7 @@ def test_files_of_another_kind_or_shape(tmp_path):
             read_origin(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.qint8])
 @pytest.mark.parametrize("name", ["head.weight", "blocks.0.norm1.weight", "pos_embed"])
 def test_numbers_that_are_no_weights(kind, name, checkpoints, tmp_path):
