@@ -53,7 +53,7 @@ class Memory:
         if file is not None and file.exists():
             try:
                 self._answers = dict(json.loads(file.read_text()))
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise UserError(f"{file}: cannot be read ({error}); remove it, and it is made again") from None
 
     def ask(self, question: dict[str, Any], find: Callable[[], Any]) -> Any:

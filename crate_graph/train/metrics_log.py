@@ -77,7 +77,7 @@ def _keep_until(path: Path, step: int) -> None:
     for line in path.read_text(errors="replace").splitlines():
         try:
             written_at = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         if written_at <= step:
             kept.append(line + "\n")

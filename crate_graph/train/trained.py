@@ -92,7 +92,7 @@ def open_run(path: str | Path, *, unfinished: bool = False) -> TrainedRun:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); name another run") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no mapping; name another run")
@@ -105,7 +105,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if isinstance(record, dict):
             records.append(record)

@@ -27,7 +27,9 @@ from crate_graph.config.schema import Degradation
 from crate_graph.data.degrade import bayer_mask, observe
 from crate_graph.evaluation.corruptions import Corruption
 from crate_graph.evaluation.run import evaluate
+from crate_graph.train.trained import open_run
 
+BRACKETS = "[" * 100_000  # more than a reader of JSON can count
 CLASSES, SIDE, PATCH, DIM, DEPTH = 6, 28, 7, 32, 2
 SIZE = f"img_size: {SIDE}, patch_size: {PATCH}, in_chans: 1, embed_dim: {DIM}, depth: {DEPTH}, num_heads: 2"
 
@@ -334,8 +336,9 @@ def test_what_was_measured_is_kept_beside_the_output(restorers, capsys, tmp_path
     assert "noise" not in capsys.readouterr().err  # nothing was measured again
     assert main([*words, "--severity", "5"]) == 0 and "severity 5" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
-    (out / "measured.json").write_text("[1")
-    assert main(words) == 2 and "remove it" in capsys.readouterr().err
+    for broken in ("[1", BRACKETS):
+        (out / "measured.json").write_text(broken)
+        assert main(words) == 2 and "remove it" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -367,6 +370,12 @@ def test_what_is_no_finished_run(runs, copy, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(copy), "--unfinished", "--probe", "0"]) == 0
     assert "nothing was logged" in capsys.readouterr().out
+    for name in ("environment.json", "summary.json"):
+        (copy / name).write_text(BRACKETS)
+        assert f"{copy / name}: cannot be read" in refused(capsys, copy, "--unfinished")
+        (copy / name).unlink()
+    (copy / "metrics.jsonl").write_text(BRACKETS)
+    assert open_run(copy, unfinished=True).records == []
     shutil.rmtree(copy / "checkpoints")
     assert "no checkpoint" in refused(capsys, copy, "--unfinished")
 
