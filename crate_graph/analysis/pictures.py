@@ -6,6 +6,7 @@ size, 0 where the background is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -109,7 +110,7 @@ def observations_of(subject: Subject, folder: str | None, count: int, side: int)
                 clean = luma(clean)
             images = pack([observe(clean, subject.degradation, (0, 0, number))])
             target = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))[None]
-            found.append(Observation(pictures.key(number), *unpack(images), target))
+            found.append(Observation(readable(pictures.key(number)), *unpack(images), target))
     finally:
         pictures.close()
     return found
@@ -237,7 +238,7 @@ def _read(path: Path, mask: Path | None, channels: int, root: Path, classes: Seq
             f"{mask}: {inside.width} x {inside.height} pixels, its picture {path.name} has {image.width} x "
             f"{image.height}; make them equal"
         )
-    return Sample(path.relative_to(root).as_posix(), image, inside, _class_of(path, root, classes))
+    return Sample(readable(path.relative_to(root).as_posix()), image, inside, _class_of(path, root, classes))
 
 
 def _class_of(path: Path, root: Path, classes: Sequence[str]) -> str:
@@ -257,6 +258,11 @@ def _decoded(path: Path, channels: int) -> Image.Image:
     except (Damaged, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read ({reason}); mend or remove it") from None
+
+
+def readable(text: str) -> str:
+    """With U+FFFD for each byte of a file's name that is no UTF-8: neither a page nor a drawing can hold it."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def batches(items: list, size: int) -> Iterator[list]:

@@ -19,8 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from crate_graph.analysis.figures import PNG_DPI, Figure
+from crate_graph.analysis.pictures import readable
 from crate_graph.errors import UserError
-from crate_graph.export.staging import staged
+from crate_graph.export.staging import check_writable, staged
 
 REPORT, CONTENTS, FIGURES = "report.html", "contents.json", "figures"
 _NARROW = 6.0  # inches
@@ -45,12 +46,14 @@ class Report:
 def check_output(output: Path, force: bool) -> None:
     """Raise a UserError unless a report may be written there: nothing is there, or with `force` an earlier report.
 
-    Files that no report of ours wrote are never replaced.
+    Files that no report of ours wrote are never replaced. A link to a folder stands for that folder.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if os.path.lexists(output) and not output.is_dir():
+        what = "is a file" if output.exists() else "is a link that leads nowhere"
+        raise UserError(f"{output}: {what}; choose another --output")
+    check_writable(_real(output))
+    if not output.exists() or not any(output.iterdir()):
         return
-    if not output.is_dir():
-        raise UserError(f"{output}: is a file; choose another --output")
     written = _contents(output)
     if written is None:
         raise UserError(f"{output}: holds other files than a report; choose another --output")
@@ -67,20 +70,25 @@ def write_report(report: Report, output: Path, *, force: bool) -> list[Path]:
     Raises:
         UserError: see `check_output`; a folder that cannot be written.
     """
-    files: dict[str, bytes] = {REPORT: _page(report).encode()}
+    files: dict[str, bytes] = {REPORT: readable(_page(report)).encode()}
     for figure in report.figures:
         files[f"{FIGURES}/{figure.name}.{figure.format}"] = figure.image
-        files[f"{FIGURES}/{figure.name}.csv"] = _csv(figure).encode()
+        files[f"{FIGURES}/{figure.name}.csv"] = readable(_csv(figure)).encode()
     files[CONTENTS] = json.dumps({"format": _FORMAT, "files": sorted([*files, CONTENTS])}, indent=1).encode()
-    with staged(output) as folder:
+    place = _real(output)
+    with staged(place) as folder:
         (folder / FIGURES).mkdir(parents=True)
         for name, data in files.items():
             (folder / name).write_bytes(data)
         check_output(output, force)
         with suppress(FileNotFoundError):  # another command may be replacing it, too
-            if any(output.iterdir()):
-                os.rename(output, folder.parent / "replaced")
+            if any(place.iterdir()):
+                os.rename(place, folder.parent / "replaced")
     return [output / name for name in files]
+
+
+def _real(output: Path) -> Path:
+    return Path(os.path.realpath(output))
 
 
 def _contents(output: Path) -> set[str] | None:
@@ -88,7 +96,7 @@ def _contents(output: Path) -> set[str] | None:
     try:
         contents = json.loads((output / CONTENTS).read_text(encoding="utf-8"))
         return set(contents["files"]) if contents["format"] == _FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

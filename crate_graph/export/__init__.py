@@ -10,6 +10,7 @@ Each format is one module with the same three names:
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,12 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
 
     Returns format, output, architecture, max_difference (of the outputs), allowed_difference, and files: name -> bytes.
     Raises UserError for an unknown format, one that is not for the checkpoint's task, a missing optional package or an
-    existing output; RuntimeError if the reloaded model differs.
+    existing output or one that cannot be written; RuntimeError if the reloaded model differs.
     """
     output = Path(output)
     if format not in FORMATS:
         raise UserError(f"export format '{format}' is not known; choose one of {', '.join(FORMATS)}")
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output} exists already; remove it or choose another --output")
     _require_extra(format)
 
@@ -47,8 +48,9 @@ def export(checkpoint: str, format: str, output: Path | str) -> dict[str, Any]:
     from crate_graph.export.parity import compare_estimates, compare_logits
     from crate_graph.export.restorer import read_restorer
     from crate_graph.export.source import read_checkpoint
-    from crate_graph.export.staging import staged
+    from crate_graph.export.staging import check_writable, staged
 
+    check_writable(output)
     folder = resolve(checkpoint)
     kind = task_of(read_manifest(folder))["kind"]
     if kind == "masked_autoencoding":

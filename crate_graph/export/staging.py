@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crate_graph.errors import UserError
+from crate_graph.errors import FULL_DISK, UserError
+from crate_graph.whole_files import check_place
+
+
+def check_writable(output: Path) -> None:
+    """Raise a UserError unless `staged` can write beside `output`: asked before work that takes long."""
+    try:
+        check_place(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another --output") from None
 
 
 @contextmanager
@@ -24,6 +33,7 @@ def staged(output: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         UserError: the folder of `output` cannot be written; `output` is there and is not to be replaced.
+        OSError: for a full disk it names `output`, where it names no file.
     """
     output = output.absolute()
     try:
@@ -42,6 +52,10 @@ def staged(output: Path, *, replace: bool = True) -> Iterator[Path]:
             os.rename(path, output)
         else:
             _place(path, output)
+    except OSError as error:
+        if error.errno in FULL_DISK and error.filename is None:
+            error.filename = str(output)
+        raise
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from crate_graph.errors import UserError
 from crate_graph.models.observation import interpolate_known, keep_observed
 from crate_graph.train.run import build_model
 
+NO_TEXT = "c \udcff"  # of a file name whose last byte is no UTF-8
 SMALL = dict(img_size=16, patch_size=4, num_classes=3, depth=3, embed_dim=24, num_heads=3)
 CHECK = """<script>
 addEventListener("load", () => {
@@ -57,16 +59,16 @@ def run(runner):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A bright square on dark noise, three times, with masks of both kinds."""
-    folder = tmp_path_factory.mktemp("pictures")
-    (folder / "masks").mkdir()
+    """A bright square on dark noise, three times, with masks of both kinds; two names are no UTF-8."""
+    folder = tmp_path_factory.mktemp("pictures") / NO_TEXT
+    (folder / "masks").mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for number, name in enumerate(("a", "b", "c")):
+    for number, name in enumerate(("a", "b", NO_TEXT)):
         mask = np.zeros((28, 28), dtype=np.uint8)
         mask[7:21, 7 * number : 7 * number + 14] = 255
         picture = np.where(mask > 0, 200, 20) + generator.integers(0, 20, mask.shape)
         Image.fromarray(picture.astype(np.uint8)).save(folder / f"{name}.png")
-        if name != "c":
+        if number < 2:
             Image.fromarray(mask).save(folder / (f"{name}.mask.png" if number else f"masks/{name}.png"))
     return folder
 
@@ -152,6 +154,14 @@ def test_a_report_of_crate_is_whole(report):
     assert "<dt>compared with</dt>" in page and "in curves, the second model" in page and "in orange" not in page
     assert result["compared"]["last_layer"] == trained
     assert "Measured on 3 pictures of" in page and "beside the same network before training (seed 0)" in page
+
+
+def test_names_that_are_no_text_are_shown_as_far_as_they_are(report, pictures):
+    shown = NO_TEXT.replace("\udcff", "\ufffd")
+    assert {row["picture"] for row in rows_of(report[0], "attention")} == {"a.png", "b.png", f"{shown}.png"}
+    assert f"/{shown}" in (report[0] / "report.html").read_text()
+    observations = observations_of(open_subject("ugtv_fast_demosaicking"), str(pictures), 9, 8)
+    assert f"{shown}.png" in {each.key for each in observations}
 
 
 def test_a_browser_draws_the_report_of_crate(report, tmp_path):
@@ -396,13 +406,14 @@ def test_of_class_folders_each_gives_pictures_in_turn_and_is_their_class(run, fa
 def refused(tmp_path, capsys):
     """Runs the command, which must refuse in one line and write nothing."""
 
-    def run(*words, output=tmp_path / "refused"):
-        before = sorted(output.parent.rglob("*"))
+    def run(*words, output=tmp_path / "refused", around=None):
+        around = around or output.parent
+        before = sorted(around.rglob("*"))
         capsys.readouterr()
         code = main(["analyze", *map(str, words), "--output", str(output)])
         out, err = capsys.readouterr()
         assert (code, out) == (2, ""), err
-        assert sorted(output.parent.rglob("*")) == before
+        assert sorted(around.rglob("*")) == before
         (line,) = err.splitlines()
         return line
 
@@ -446,6 +457,10 @@ def test_mistakes_are_refused_in_one_line(run, pictures, refused, tmp_path):
     (damaged / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     assert "b.png: cannot be read" in refused(run, "--images", damaged)
     assert "notes.txt: is a file; choose another --output" in refused(run, output=tmp_path / "notes.txt")
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "new", "/proc/new/report", tmp_path / ("n" * 250)):
+        line = refused(tmp_path / "nothing", output=Path(output), around=tmp_path)  # before the checkpoint is opened
+        assert f"{output}: " in line and line.endswith("choose another --output"), line
     assert "28 x 28 pixels, its picture a.png has 28 x 20" in refused(run, "--images", torn)
 
 
@@ -453,18 +468,22 @@ def test_only_a_report_is_replaced_and_only_with_force(graph_report, refused, tm
     words = ("ugtv_fast_demosaicking", "--size", 16, "--samples", 1)
     output = tmp_path / "out" / "report"
     shutil.copytree(graph_report[0], output)
+    (output / "contents.json").write_text("[" * 100_000)
+    assert "holds other files" in refused(*words, "--force", output=output)
+    shutil.copy(graph_report[0] / "contents.json", output)
+    (tmp_path / "link").symlink_to(output)
     assert "add --force" in refused(*words, output=output)
     (output / "notes.txt").write_text("mine")
     assert "notes.txt: is no part of the report" in refused(*words, "--force", output=output)
     (output / "notes.txt").unlink()
     before = (output / "report.html").read_bytes()
-    assert main(["analyze", *map(str, words), "--output", str(output), "--force"]) == 0
+    assert main(["analyze", *map(str, words), "--output", str(tmp_path / "link"), "--force"]) == 0
     out, err = capsys.readouterr()
     (line,) = (line for line in out.splitlines() if "GTV: the objective" in line)
     assert line.startswith("  The objective's descent: GTV: the objective") and line.endswith("per pixel")
     assert "edge_entropy" not in out and "measuring the layers on 1 picture\n" in err
     assert (output / "report.html").read_bytes() != before
-    assert sorted(path.name for path in output.parent.iterdir()) == ["report"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["report"] and (tmp_path / "link").is_symlink()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     assert "holds other files" in refused(*words, "--force", output=tmp_path / "other")
