@@ -201,6 +201,8 @@ def _number_classes(
     Where classes are given, their folders as `extract` names them stand for them.
     """
     names = {item.label for item in items if isinstance(item.label, str)}
+    if broken := sorted(name for name in names if re.search("[\ud800-\udfff]", name)):
+        raise UserError(f"{source}: the name of the class {broken[0]!r} is no UTF-8; rename it")
     if given is None:
         given = sorted(names) if names else 1 + _largest_label(items, source)
     elif isinstance(given, int) and names and names != set(class_folders(given)):

@@ -279,3 +279,12 @@ def test_a_key_too_long_for_a_file_and_an_output_with_dots(tmp_path):
         extract_samples(dataset, "train", tmp_path / "out")
     paths = extract_samples(open_dataset("photo_crops"), "test", tmp_path / "new" / ".." / "out", 1)
     assert paths[0].parent == tmp_path / "out" and paths[0].is_file() and not (tmp_path / "new").exists()
+
+
+def test_a_class_folder_that_is_no_utf8_is_refused(tmp_path):
+    for name in ("a", "x\udcff"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        Image.new("L", (2, 2)).save(tmp_path / "tree" / name / "1.png")
+    with pytest.raises(UserError, match="the class 'x.udcff' is no UTF-8; rename it"):
+        make_shards(tmp_path / "tree", tmp_path / "out", split="train")
+    assert not (tmp_path / "out").exists()

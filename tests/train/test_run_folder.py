@@ -16,6 +16,13 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     assert json.loads(text) == {"loss": None, "metrics": {"psnr": None, "ssim": 0.5}, "steps": [1, None]}
 
 
+@pytest.mark.parametrize("damage", ['{"step": 2', "[" * 100_000])
+def test_a_run_goes_on_from_its_sound_records(damage, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + damage)
+    MetricsLog(tmp_path / "metrics.jsonl", None, 1).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
 def test_a_full_disk_is_told_with_the_file_and_once(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", None, 0)
     log._file.close()
