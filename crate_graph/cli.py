@@ -79,11 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.filename or "the disk"
         print(f"crate-graph: error: {where}: {error.strerror}; {OF_FILES[error.errno]}", file=sys.stderr)
         return _ended("mistake", 2)
-    except RuntimeError as error:
-        if "home directory" not in str(error):
-            raise
-        print("crate-graph: error: a path begins with ~ and no user of that name; write it out", file=sys.stderr)
-        return _ended("mistake", 2)
     except KeyboardInterrupt:
         print("crate-graph: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from crate_graph.paths import expanded
+
 ANALYZE = """\
 Show what the layers of a trained model do: one HTML page with figures, and each figure with its numbers beside it.
 
@@ -62,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
 def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("name a folder")
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def _count(text: str) -> int:

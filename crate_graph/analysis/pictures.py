@@ -7,8 +7,9 @@ size, 0 where the background is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from crate_graph.config.schema import EvalTransform
 from crate_graph.data import Dataset, open_dataset
 from crate_graph.data.augment import build_eval_transform, center_crop, resize_shorter
 from crate_graph.data.class_folders import class_folders
-from crate_graph.data.decode import Damaged, decode_image
+from crate_graph.data.decode import Damaged, decode_image, decode_mask
 from crate_graph.data.degrade import luma, observe, pack, unpack
 from crate_graph.data.index import IMAGE_EXTENSIONS
 from crate_graph.data.photographs import SMALLEST, open_pictures
 from crate_graph.data.remote.cache import ShardCache
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 
 _MASKS, _MASK = "masks", ".mask"
 Picture = tuple[Path, Path | None]  # with its mask
@@ -66,7 +68,7 @@ def samples_of(subject: Subject, folder: str | None, count: int) -> list[Sample]
     """
     channels = len(subject.mean)
     if folder is not None:
-        root = Path(folder).expanduser()
+        root = expanded(folder)
         chosen = _spread_over_folders(_with_masks(root), count)
         return [_read(path, mask, channels, root, subject.classes) for path, mask in chosen]
     dataset = _dataset(subject)
@@ -231,8 +233,8 @@ def _place_of(path: Path) -> Path:
 
 
 def _read(path: Path, mask: Path | None, channels: int, root: Path, classes: Sequence[str]) -> Sample:
-    image = _decoded(path, channels)
-    inside = None if mask is None else _decoded(mask, 1)
+    image = _decoded(path, partial(decode_image, channels=channels))
+    inside = None if mask is None else _decoded(mask, decode_mask)
     if inside is not None and inside.size != image.size:
         raise UserError(
             f"{mask}: {inside.width} x {inside.height} pixels, its picture {path.name} has {image.width} x "
@@ -252,9 +254,9 @@ def _class_of(path: Path, root: Path, classes: Sequence[str]) -> str:
     return next((known[name] for name in reversed(around) if name in known), "")
 
 
-def _decoded(path: Path, channels: int) -> Image.Image:
+def _decoded(path: Path, decode: Callable[[bytes], Image.Image]) -> Image.Image:
     try:
-        return decode_image(path.read_bytes(), channels)
+        return decode(path.read_bytes())
     except (Damaged, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read ({reason}); mend or remove it") from None

@@ -19,6 +19,7 @@ from crate_graph.config.load import load_recipe
 from crate_graph.config.schema import Degradation, EvalTransform, Recipe
 from crate_graph.models import create_model
 from crate_graph.models.crate_mae import CRATEMAE
+from crate_graph.paths import expanded
 from crate_graph.weights.names import list_weights, load_restorer
 
 Task = Literal["classification", "restoration", "masked_autoencoding"]
@@ -55,7 +56,7 @@ def open_subject(name: str) -> Subject:
     Raises:
         UserError: nothing of that kind, a damaged one, or one that does not say how its model is built.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
         path = path.parent
     if name in list_weights() or (path / DESCRIPTION).is_file():

@@ -31,6 +31,7 @@ from crate_graph.checkpoint.store import resolve
 from crate_graph.errors import UserError
 from crate_graph.models.published_flax import from_flax, is_flax
 from crate_graph.models.weights import Transfer, load_pretrained
+from crate_graph.paths import expanded
 
 _HF_PREFIXES = {"crate_graph": "model.", "timm_wrapper": "timm_model."}  # before the names of the model inside
 # What readers raise for a file of something else, be it text, or JSON or a pickle of another shape.
@@ -109,10 +110,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
 def read_origin(source: str | Path) -> Origin:
     """The weights at `source` and what lies beside them; see `load_initial_weights`."""
-    try:
-        source = Path(source).expanduser()
-    except RuntimeError:
-        raise UserError(f"{source}: begins with ~ and no user of that name; write the path out") from None
+    source = expanded(source)
     if (source / MANIFEST).is_file() or (source / "checkpoints").is_dir():
         return _checkpoint(resolve(source))
     if source.is_dir():

@@ -25,6 +25,7 @@ from crate_graph.data.remote.cache import ShardCache
 from crate_graph.data.remote.fetch import MissingFile
 from crate_graph.data.remote.file import Location, RemoteFile
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 from crate_graph.shipped import shipped_folder
 
 DESCRIPTION = "dataset.yaml"
@@ -190,7 +191,7 @@ def open_dataset(name_or_path: str | Path, root: str | Path | None = None, cache
     if root is None:
         folder = file.parent
     else:
-        folder = RemoteFile(str(root), cache=cache) if is_remote(str(root)) else Path(root).expanduser()
+        folder = RemoteFile(str(root), cache=cache) if is_remote(str(root)) else expanded(root)
     return Dataset(description, file, folder)
 
 
@@ -271,7 +272,7 @@ def _description_file(name_or_path: str, cache: ShardCache) -> Location:
         if name_or_path.startswith(PIPE) or not urlsplit(name_or_path).path.endswith((".yaml", ".yml")):
             return RemoteFile(name_or_path, DESCRIPTION, cache)
         return RemoteFile.of(name_or_path, cache)
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.is_file():
         return path
     if (path / DESCRIPTION).is_file():

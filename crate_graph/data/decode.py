@@ -37,6 +37,23 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def decode_mask(data: bytes) -> Image.Image:
+    """Decode a mask as grey: 255 where a pixel as it is stored is not 0, be it grey of 8 or 16 bits, the number of a
+    colour of a palette, or a colour of which one channel is not; 0 elsewhere and where alpha is 0.
+
+    Raises:
+        Damaged: see `decode_image`.
+    """
+    image = _open(data)
+    if not (_is_grey16(image) or image.mode in ("1", "L", "P", "RGB", *ALPHA)):
+        image = image.convert("RGB")
+    stored = np.asarray(image)  # (H, W) or (H, W, C)
+    if image.mode in ALPHA:
+        stored = stored[..., :-1] * (stored[..., -1:] > 0)
+    inside = stored.any(axis=2) if stored.ndim == 3 else stored != 0
+    return Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+
+
 def decode_photograph(data: bytes, where: str, *, as_stored: bool = False) -> np.ndarray:
     """Decode a picture as (H, W, 3) float32 in [0, 1]; grey in three equal channels, 16-bit grey in full.
 

@@ -16,6 +16,7 @@ from crate_graph.data.index import read_index_of
 from crate_graph.data.progress import progress
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import FULL_DISK, UserError
+from crate_graph.paths import expanded
 from crate_graph.whole_files import nearest
 
 Files = list[tuple[int, Path]]  # number of a sample, and the file that it becomes
@@ -56,7 +57,7 @@ def extract_samples(
 def _folder(output: str | Path) -> Path:
     if not str(output):
         raise UserError("--output: is empty; name a folder")
-    output = Path(output).expanduser()
+    output = expanded(output)
     if ".." in output.parts:  # where it would lead through folders that are still to be made
         output = Path(os.path.realpath(output))
     if not (stands := nearest(output)).is_dir():

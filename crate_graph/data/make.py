@@ -26,6 +26,7 @@ from crate_graph.data.index import LABEL_EXTENSION, Shard, build_index, index_pa
 from crate_graph.data.progress import progress
 from crate_graph.data.sources import Item, open_source, read_item
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 from crate_graph.whole_files import write_whole
 
 WORKPLACE = ".making-"  # begins the name of the folder in which shards are written, inside that where they go
@@ -80,7 +81,7 @@ def make_shards(
     """
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split {split!r}: a split is called by letters, digits and _; choose such a name")
-    output = Path(output).expanduser().absolute()
+    output = expanded(output).absolute()
     if _is_within(output, source):
         raise UserError(
             f"{output}: lies among the pictures of {source}, which the shards would then be part of; choose a folder "
@@ -141,7 +142,7 @@ def make_shards(
 
 def _is_within(output: Path, source: str | Path) -> bool:
     """Whether `output` is, or lies in, a source that is a folder of pictures. Of shards, others may be made there."""
-    folder = Path(source).expanduser().absolute()
+    folder = expanded(source).absolute()
     is_tree = folder.is_dir() and not (folder / DESCRIPTION).is_file() and not any(folder.glob("*.tar"))
     return is_tree and (folder.resolve() == output.resolve() or folder.resolve() in output.resolve().parents)
 

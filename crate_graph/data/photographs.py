@@ -21,6 +21,7 @@ from crate_graph.data.remote.address import is_remote
 from crate_graph.data.remote.cache import ShardCache
 from crate_graph.data.stream import DamagedSample, SampleReader
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 
 SMALLEST = 7  # pixels of a side: SSIM's window, which is larger than that of the graphs
 BLANK = np.zeros((16, 16, 3), dtype=np.float32)  # stands where there is no picture; its weight is 0
@@ -76,7 +77,7 @@ class FolderPictures:
     shards = ()
 
     def __init__(self, folder: str | Path):
-        self._root = Path(folder).expanduser()
+        self._root = expanded(folder)
         if self._root.is_file():
             self._files, self._root = [self._root], self._root.parent
         else:
@@ -129,7 +130,7 @@ def is_folder_of_pictures(source: str | Path) -> bool:
     """Whether it is a folder that is no data set, or one picture."""
     if is_remote(str(source)):
         return False
-    path = Path(source).expanduser()
+    path = expanded(source)
     is_dataset = (path / DESCRIPTION).is_file() or str(source) in shipped_datasets()
     return (path.is_dir() and not is_dataset) or (path.is_file() and path.suffix[1:].lower() in IMAGE_EXTENSIONS)
 

@@ -19,6 +19,7 @@ from crate_graph.data.dataset import DESCRIPTION, Description, open_dataset, rea
 from crate_graph.data.decode import Damaged, decode_label
 from crate_graph.data.index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Index, build_index, index_path, read_index
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def open_source(
         UserError: nothing there, no image, labels where `unlabelled` says that there are none, a class without an
             image, two images of one key, a label without its image.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such source; name a folder, a tar, an IDX file or shards")
     if unlabelled:
@@ -291,7 +292,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
         UserError: missing, cut off, or no IDX file of bytes.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         with _open(path) as file:
             data = file.read()

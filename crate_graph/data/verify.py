@@ -23,6 +23,7 @@ from crate_graph.data.remote.cache import ShardCache, release
 from crate_graph.data.remote.file import Location, RemoteFile
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 from crate_graph.redaction import redact
 
 
@@ -62,7 +63,7 @@ def _jobs(target: str | Path, root: str | Path | None, cache: ShardCache) -> lis
     """(data set, split, shard) of each shard to check; a shard alone has neither."""
     if is_remote(str(target)) and urlsplit(str(target)).path.endswith(".tar"):
         return [(None, "", RemoteFile.of(str(target), cache))]
-    path = Path(target).expanduser()
+    path = expanded(target)
     if not is_remote(str(target)):
         if path.suffix == ".tar":
             return [(None, "", path)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from crate_graph.config.schema import Recipe
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 from crate_graph.planning.readers import (
     Shares,
     Split,
@@ -160,7 +160,7 @@ def of_run(recipe: Recipe, seconds_to_write: float, seconds_between: float | Non
             )
         )
     source = recipe.model.init_from
-    if source is not None and not Path(source).expanduser().exists():
+    if source is not None and not expanded(source).exists():
         found.append(
             Finding(False, f"model.init_from={source} is not on this machine; it must be where the run starts")
         )

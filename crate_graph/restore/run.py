@@ -23,6 +23,7 @@ from crate_graph.errors import UserError
 from crate_graph.export.restorer import Restorer
 from crate_graph.models.observation import interpolate_known
 from crate_graph.models.tiles import restore_tiled
+from crate_graph.paths import expanded
 from crate_graph.restore.compare import write_comparison
 from crate_graph.restore.outputs import Outputs, plan_outputs
 from crate_graph.restore.pictures import Picture, read_picture, write_picture
@@ -74,9 +75,9 @@ def restore(
     """
     restorer = load_restorer(name)
     restorer.model.to(_device(device))
-    checked = [_check(Path(photo).expanduser(), request, restorer, name) for photo in photos]
+    checked = [_check(expanded(photo), request, restorer, name) for photo in photos]
     formats = [(one.path, one.format) for one in checked]
-    outputs = plan_outputs(formats, Path(output).expanduser(), compare=compare, format=format, force=force)
+    outputs = plan_outputs(formats, expanded(output), compare=compare, format=format, force=force)
     tiles = [_tile_of(one, tile) for one in checked]
     calls = sum(_calls(one, side) for one, side in zip(checked, tiles, strict=True))
     shown = name if name in list_weights() else restorer.recipe  # in captions

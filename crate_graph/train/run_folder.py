@@ -126,9 +126,7 @@ class RunFolder:
 
 def _is_mistake(error: Exception) -> bool:
     """Whether it is one that the command line tells in one line."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENAMETOOLONG
-    return isinstance(error, UserError) or (isinstance(error, RuntimeError) and "home directory" in str(error))
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG)
 
 
 class _Redacted(logging.Formatter):

@@ -12,6 +12,7 @@ from crate_graph.checkpoint.store import CheckpointStore, Entry, best_entries
 from crate_graph.config.load import load_recipe
 from crate_graph.config.schema import Recipe
 from crate_graph.errors import UserError
+from crate_graph.paths import expanded
 from crate_graph.train.run_folder import RunFolder
 
 
@@ -68,7 +69,7 @@ def open_run(path: str | Path, *, unfinished: bool = False) -> TrainedRun:
     Raises:
         UserError: no run folder, one without a checkpoint, a run that has not finished, a file that cannot be read.
     """
-    folder = RunFolder(Path(path).expanduser())
+    folder = RunFolder(expanded(path))
     if not folder.recipe.is_file() or not folder.metrics.is_file():
         absent = folder.metrics.name if folder.recipe.is_file() else folder.recipe.name
         raise UserError(

@@ -10,6 +10,7 @@ from crate_graph.checkpoint.manifest import MANIFEST
 from crate_graph.errors import UserError
 from crate_graph.export.restorer import Restorer, read_restorer, rebuild
 from crate_graph.export.restorer_safetensors import load_restorer_file, read_tensors
+from crate_graph.paths import expanded
 
 SHIPPED = Path(__file__).resolve().parent
 CARD = "README.md"
@@ -35,7 +36,7 @@ def load_restorer(name_or_path: str | Path) -> Restorer:
     Raises:
         UserError: none of these (naming the nearest name), damaged, or of another task.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if (shipped := shipped_weights(str(name_or_path))) is not None:
         return _load_folder(shipped)
     if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():

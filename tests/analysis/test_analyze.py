@@ -34,6 +34,7 @@ from crate_graph.config import load_recipe
 from crate_graph.config.schema import Degradation, EvalTransform
 from crate_graph.data import open_dataset
 from crate_graph.data.class_folders import class_folders
+from crate_graph.data.decode import decode_mask
 from crate_graph.data.stream import SampleReader
 from crate_graph.errors import UserError
 from crate_graph.models.observation import interpolate_known, keep_observed
@@ -325,6 +326,28 @@ def test_layers_of_maps():
     assert different_layers([crate, vit], [1, 1]) == ""
     with pytest.raises(UserError, match="3 layers; choose one from 1 to 3"):
         choose_layer(crate, 4)
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey16", "palette", "colour", "alpha", "one bit"])
+def test_a_mask_is_all_that_is_not_0_as_it_is_stored(kind, tmp_path):
+    inside = np.zeros((6, 5), dtype=bool)
+    inside[1:4, 2:] = True
+    one = inside.astype(np.uint8)
+    if kind == "palette":
+        mask = Image.fromarray(one).convert("P")
+        mask.putpalette([0, 0, 0] * 256)  # number 1 is black, too
+        mask.putdata(one.ravel().tolist())
+    else:
+        stored = {
+            "grey": one,
+            "grey16": one.astype(np.uint16),
+            "colour": np.stack((0 * one, 0 * one, one), axis=2),
+            "alpha": np.stack((one | 1, one | 1, one | 1, one), axis=2),
+            "one bit": inside,
+        }
+        mask = Image.fromarray(stored[kind])
+    mask.save(tmp_path / "mask.png")
+    assert np.array_equal(np.asarray(decode_mask((tmp_path / "mask.png").read_bytes())) > 0, inside)
 
 
 def test_mask_cut_finds_objects_one_by_one():

@@ -85,7 +85,7 @@ def test_help_names_every_verb(capsys):
 def test_train_calls_with_the_recipe_and_its_run_folder(replace, capsys):
     calls = replace("crate_graph.train.run", "train", {"finished": False, "metrics": {"top1": 0.5, "loss": 2.0}})
     assert main(["train", "quickstart"]) == 0
-    ((recipe, run_dir, resume, max_seconds),) = calls
+    ((recipe, run_dir, resume, max_seconds, _),) = calls
     assert (recipe.name, run_dir, resume, max_seconds) == ("quickstart", Path("runs/quickstart"), "auto", None)
     assert capsys.readouterr().out.splitlines() == ["finished  False", "metrics   top1 0.5, loss 2"]
 
@@ -118,7 +118,7 @@ def test_overrides_may_stand_before_and_after_options(replace):
     calls = replace("crate_graph.train.run", "train", {"finished": False})
     words = ["seed=3", "--run-dir", "elsewhere", "schedule.epochs=2", "--resume", "never", "optimizer.lr=1e-3"]
     assert main(["train", "quickstart", *words, "--max-duration", "2h"]) == 0
-    ((recipe, run_dir, resume, max_seconds),) = calls
+    ((recipe, run_dir, resume, max_seconds, _),) = calls
     assert (recipe.seed, recipe.schedule.epochs, recipe.optimizer.lr) == (3, 2, 1e-3)
     assert (run_dir, resume) == (Path("elsewhere"), "never")
     assert 0 < max_seconds <= 7200  # what is left of two hours since the command began

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "crate_graph"
 # each layer may import those before it
 ORDER = [
     {"errors"},
-    {"shipped", "redaction", "deferred", "whole_files"},
+    {"shipped", "redaction", "deferred", "whole_files", "paths"},
     {"config"},
     {"ops"},
     {"measures"},

@@ -32,6 +32,7 @@ from crate_graph.data.remote.fetch import fetch_document, fetch_shard, longest_s
 from crate_graph.data.remote.locks import locked, try_lock, unlock
 from crate_graph.data.remote.part import PartialFile
 from crate_graph.errors import FULL_DISK, UserError
+from crate_graph.paths import expanded
 
 logger = logging.getLogger(__name__)
 _KEY = re.compile("[0-9a-f]{64}")
@@ -56,7 +57,7 @@ class ShardCache:
 
     @property
     def folder(self) -> Path:
-        return Path(self.settings.folder).expanduser()
+        return expanded(self.settings.folder)
 
     def shard_path(self, address: str, sha256: str) -> Path:
         """Where a shard is or will be. Only who holds it may count on it."""
