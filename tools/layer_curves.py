@@ -131,7 +131,8 @@ def figure(runs: Sequence[Run]) -> bytes:
 
 def draw(axes: Axes, run: Run, names: dict[str, str]) -> None:
     """Trained in the family's strong colour, as it began in its pale one."""
-    for state, colour in zip(("trained", "initial"), COLOURS[run.family], strict=True):
+    trained, initial = COLOURS[run.family]
+    for state, colour in (("initial", initial), ("trained", trained)):  # the later one lies above
         series = replace(getattr(run, state), colour=colour, label=f"{run.family}, {state}")
         for name, part in names.items():
             values = curve(series, name)
