@@ -212,8 +212,16 @@ def test_a_failure_half_way_takes_back_what_was_written(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err and len(files(out)) == 3
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT, which is ignored where the suite runs in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("step", ["rename", "mkdir"])
-def test_a_signal_right_after_a_step_takes_it_back(step, tmp_path, monkeypatch):
+def test_a_signal_right_after_a_step_takes_it_back(step, tmp_path, monkeypatch, ctrl_c):
     """Into a folder that is there already, where the files appear one by one."""
     dataset = make_toy(tmp_path / "a", [0, 1, 1], classes=["a", "b"])
     out = tmp_path / "out" / "train"
